@@ -1,0 +1,1 @@
+"""What Cairn does for its actors, on ports: learning (end user), authoring, identity, tenancy (operator)."""

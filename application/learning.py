@@ -1,0 +1,271 @@
+"""What an end user does through their assistant: list, select, next, status, review.
+
+Each use case reads where the caller stands, lets `domain.progress` decide, and commits the decision if nobody
+was faster. A lost race is read and decided again, so a retry, a duplicate or a second client ends in an
+answer about the state that is now true, never in a second step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from application.ports import Catalogue, Clock, ProgressStore, Standing, VersionLibrary
+from domain import progress as rules
+from domain.errors import (
+    AuthenticationRequired,
+    Candidate,
+    CompletedStepRequired,
+    TemporarilyUnavailable,
+    WalkthroughNotFound,
+    WalkthroughNotStarted,
+)
+from domain.progress import Outcome, Progress, ProgressKey, Status, StepHandle, Told, Transition
+from domain.tenancy import Caller, UserId
+from domain.walkthrough import Step, Version, VersionKey
+
+# Each lost race means that another call on this progress was committed. Three lost in a row happen only under
+# a storm on one person's progress, and then it is kinder to let the client try again than to hold its request.
+_MAX_DECISIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What select, next and review answer with: where the caller stands, and the step to show, if any."""
+
+    told: Told
+    standing: Standing
+    """As it was read; its progress is the one before this call."""
+    progress: Progress
+    version: Version
+    step: Step | None
+    newer_version_offered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A walkthrough in a list. The counts are None where the caller has not begun."""
+
+    standing: Standing
+    is_caller_known: bool
+    current_step_number: int | None
+    completed_steps: int | None
+    newer_version_offered: bool
+
+
+class Learning:
+    """The end user's use cases. Holds no state of its own."""
+
+    def __init__(
+        self, catalogue: Catalogue, library: VersionLibrary, progress: ProgressStore, clock: Clock
+    ) -> None:
+        self._catalogue = catalogue
+        self._library = library
+        self._progress = progress
+        self._clock = clock
+
+    async def list(self, caller: Caller) -> Sequence[Entry]:
+        """The walkthroughs that may be taken on this server, in display order."""
+        standings = await self._catalogue.standings(caller)
+        return await self._entries(caller, [each for each in standings if each.publication.is_available])
+
+    async def status(self, caller: Caller, reference: str | None) -> Sequence[Entry]:
+        """Where the caller stands: in one walkthrough, or in all they have begun, hidden ones included.
+
+        Raises:
+            WalkthroughNotFound, WalkthroughNotStarted: about the one that was named.
+        """
+        _require_user(caller)
+        if reference is None:
+            standings = await self._catalogue.standings(caller)
+            return await self._entries(caller, [each for each in standings if each.progress])
+        standing = await self._find(caller, reference)
+        _require_progress(standing)
+        return await self._entries(caller, [standing])
+
+    async def select(self, caller: Caller, reference: str, *, restart: bool, to_latest: bool) -> Lesson:
+        """Starts, resumes, restarts, or moves to the latest version.
+
+        Raises:
+            WalkthroughNotFound, WalkthroughUnavailable, TemporarilyUnavailable.
+        """
+        _require_user(caller)
+        now = self._clock.now()
+
+        async def decide(standing: Standing, versions: rules.Versions) -> Transition:
+            return rules.select(
+                standing.progress,
+                _progress_key(caller, standing),
+                standing.publication,
+                versions,
+                restart=restart,
+                to_latest=to_latest,
+                now=now,
+            )
+
+        return await self._commit(caller, await self._find(caller, reference), decide)
+
+    async def next(
+        self,
+        caller: Caller,
+        completed_step: str | None,
+        reference: str | None,
+        *,
+        outcome: Outcome,
+        note: str | None,
+    ) -> Lesson:
+        """Moves one step on from the step that the handle `completed_step` names.
+
+        Raises:
+            CompletedStepRequired, StepNotCurrent, VersionWithdrawn, WalkthroughNotFound,
+            WalkthroughNotStarted, TemporarilyUnavailable.
+        """
+        _require_user(caller)
+        now = self._clock.now()
+        handle = StepHandle.parse(completed_step) if completed_step is not None else None
+        if reference is None:
+            if handle is None:
+                here = await self._standpoints(caller)
+                raise CompletedStepRequired(here, unreadable=completed_step is not None)
+            reference = handle.walkthrough_id
+        standing = await self._find(caller, reference)
+        _require_progress(standing)
+
+        async def decide(standing: Standing, versions: rules.Versions) -> Transition:
+            progress = _require_progress(standing)
+            already_noted = (
+                outcome is Outcome.STUCK
+                and handle is not None
+                and await self._progress.is_noted(progress.key, handle.attempt, handle.step_id, note)
+            )
+            return rules.next_step(
+                progress,
+                standing.publication,
+                versions,
+                handle,
+                outcome=outcome,
+                note=note,
+                already_noted=already_noted,
+                now=now,
+            )
+
+        return await self._commit(caller, standing, decide, handle=handle)
+
+    async def review(self, caller: Caller, reference: str, step_number: int) -> Lesson:
+        """Re-reads the current step or a completed one, and moves nothing.
+
+        Raises:
+            WalkthroughNotFound, WalkthroughNotStarted, StepNotReached.
+        """
+        _require_user(caller)
+        standing = await self._find(caller, reference)
+        progress = _require_progress(standing)
+        version = (await self._versions(standing))[progress.version]
+        step = rules.reviewed_step(progress, version, step_number)
+        return _lesson(Told.REVIEW, standing, progress, version, step)
+
+    async def _commit(
+        self,
+        caller: Caller,
+        standing: Standing,
+        decide: Callable[[Standing, rules.Versions], Awaitable[Transition]],
+        *,
+        handle: StepHandle | None = None,
+    ) -> Lesson:
+        """Decides and commits, again on fresh state for as long as someone else is faster."""
+        for decision in range(_MAX_DECISIONS):
+            if decision:
+                standing = await self._find(caller, standing.walkthrough_id)
+            versions = await self._versions(standing, handle)
+            transition = await decide(standing, versions)
+            # After a lost race a mere resume has nothing left to record: the winner was activity just now.
+            settled = not transition.events or (decision and transition.told is Told.RESUMED)
+            if settled or await self._progress.commit(transition):
+                after = transition.after
+                version = versions[after.version]
+                return _lesson(transition.told, standing, after, version, after.current_step(version))
+        raise TemporarilyUnavailable
+
+    async def _find(self, caller: Caller, reference: str) -> Standing:
+        """The walkthrough by id, then by key, then by a title that only one has."""
+        reference = reference.strip()
+        matches = await self._catalogue.matching(caller, reference)
+        for named in ("walkthrough_id", "key"):
+            for standing in matches:
+                if getattr(standing, named) == reference:
+                    return standing
+        titled = [standing for standing in matches if standing.is_visible]
+        if len(titled) == 1:
+            return titled[0]
+        if titled:
+            raise WalkthroughNotFound(reference, [_candidate(each) for each in titled], ambiguous=True)
+        present = [each for each in await self._catalogue.standings(caller) if each.is_visible]
+        raise WalkthroughNotFound(reference, [_candidate(each) for each in present])
+
+    async def _versions(self, standing: Standing, handle: StepHandle | None = None) -> Mapping[int, Version]:
+        """The versions a decision looks at: the caller's, the latest, and the handle's if there is such a one."""
+        numbers = {standing.publication.latest_version}
+        if standing.progress:
+            numbers.add(standing.progress.version)
+        if handle and handle.walkthrough_id == standing.walkthrough_id:
+            numbers.add(handle.version)
+        keys = [VersionKey(standing.organization_id, standing.walkthrough_id, number) for number in numbers]
+        return {key.number: version for key, version in (await self._library.versions(keys)).items()}
+
+    async def _begun(self, standings: Sequence[Standing]) -> list[tuple[Standing, Progress, Version]]:
+        """Those of `standings` that were begun, each with the version it is on; one read for all of them."""
+        begun = [(each, each.progress) for each in standings if each.progress]
+        keys = {_version_key(each, progress): (each, progress) for each, progress in begun}
+        versions = await self._library.versions(keys)
+        return [(each, progress, versions[key]) for key, (each, progress) in keys.items()]
+
+    async def _entries(self, caller: Caller, standings: Sequence[Standing]) -> Sequence[Entry]:
+        counts = {
+            each.walkthrough_id: (progress.current_number(version), progress.completed_steps(version))
+            for each, progress, version in await self._begun(standings)
+        }
+        return [
+            Entry(
+                each,
+                caller.user_id is not None,
+                *counts.get(each.walkthrough_id, (None, None)),
+                rules.move_is_offered(each.progress, each.publication),
+            )
+            for each in standings
+        ]
+
+    async def _standpoints(self, caller: Caller) -> list[rules.Standpoint]:
+        """Where the caller stands in each walkthrough in progress."""
+        standings = await self._catalogue.standings(caller)
+        active = [each for each in standings if each.progress and each.progress.status is Status.IN_PROGRESS]
+        return [rules.standpoint(progress, version) for _, progress, version in await self._begun(active)]
+
+
+def _require_user(caller: Caller) -> UserId:
+    if caller.user_id is None:
+        raise AuthenticationRequired
+    return caller.user_id
+
+
+def _require_progress(standing: Standing) -> Progress:
+    if standing.progress is None:
+        raise WalkthroughNotStarted(standing.shown.title, standing.walkthrough_id)
+    return standing.progress
+
+
+def _progress_key(caller: Caller, standing: Standing) -> ProgressKey:
+    server = caller.server
+    return ProgressKey(server.organization_id, server.server_id, _require_user(caller), standing.walkthrough_id)
+
+
+def _version_key(standing: Standing, progress: Progress) -> VersionKey:
+    return VersionKey(standing.organization_id, standing.walkthrough_id, progress.version)
+
+
+def _candidate(standing: Standing) -> Candidate:
+    return Candidate(standing.walkthrough_id, standing.key, standing.shown.title)
+
+
+def _lesson(told: Told, standing: Standing, progress: Progress, version: Version, step: Step | None) -> Lesson:
+    offered = rules.move_is_offered(progress, standing.publication)
+    return Lesson(told, standing, progress, version, step, offered)

@@ -1,0 +1,276 @@
+"""What the use cases need from outside. Each port has one contract suite, run on its fake and on PostgreSQL.
+
+Every method takes the organisation, or a key that begins with it. One method is one transaction. A method
+that reaches the database raises `TemporarilyUnavailable` when it cannot be reached in time; the call may then
+be repeated as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from domain.progress import Progress, ProgressEvent, ProgressKey, Transition
+from domain.tenancy import (
+    Caller,
+    CallId,
+    Millis,
+    OrganizationId,
+    Server,
+    ServerKey,
+    StepId,
+    UserId,
+    WalkthroughId,
+)
+from domain.walkthrough import (
+    Assignment,
+    Manuscript,
+    Publication,
+    PublishPolicy,
+    Version,
+    VersionKey,
+    WalkthroughType,
+)
+
+# ------------------------------------------------------------------------------------------------ the world
+
+
+class Clock(Protocol):
+    """Tells the time. No rule is decided by it."""
+
+    def now(self) -> Millis:
+        """The present, in Unix milliseconds."""
+        ...
+
+
+class Ids(Protocol):
+    """Makes names that nobody can guess and that never come twice."""
+
+    def new(self, prefix: str) -> str:
+        """A nanoid behind `prefix` and an underscore; letters and digits only."""
+        ...
+
+    def token(self) -> str:
+        """A bearer token of 256 random bits, with a readable prefix."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """What a list shows of a version."""
+
+    number: int
+    title: str
+    description: str
+    type: WalkthroughType
+    step_count: int
+    estimated_minutes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A walkthrough on a server, as one caller meets it: fresh from the database at each call."""
+
+    organization_id: OrganizationId
+    walkthrough_id: WalkthroughId
+    key: str
+    publication: Publication
+    shown: VersionSummary
+    """The version that the caller is on, or the latest where they have not begun."""
+    progress: Progress | None
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether the caller may know of it: it can be started, or they have begun it."""
+        return self.publication.is_available or self.progress is not None
+
+
+class Catalogue(Protocol):
+    """The walkthroughs of a server: those assigned to it, and those that the caller has begun there."""
+
+    async def standings(self, caller: Caller) -> Sequence[Standing]:
+        """All of them that were ever published, hidden ones included, in display order, then by key."""
+        ...
+
+    async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
+        """Those whose id or key is `reference`, or whose shown title is, letter case aside."""
+        ...
+
+
+class VersionLibrary(Protocol):
+    """Content of published versions. It never changes, so it may be served from memory."""
+
+    async def versions(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Version]:
+        """The versions by these keys; unknown keys and drafts are left out."""
+        ...
+
+
+class ProgressStore(Protocol):
+    """Keeps where people stand, and every event that led there."""
+
+    async def commit(self, transition: Transition) -> bool:
+        """Stores `transition.after` and its events together, in one statement, or nothing.
+
+        Returns whether it did: False when the stored progress is no longer at `transition.before`'s
+        revision, or exists although `before` is None. Then someone else was first: read and decide again.
+        Repeating a committed transition is False and harmless.
+        """
+        ...
+
+    async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
+        """Whether this step was reported stuck with this very note before, in this attempt."""
+        ...
+
+    async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
+        """Everything that happened, by revision."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One answered tool call. `input` is JSON-compatible, bounded and free of NUL and lone surrogates."""
+
+    id: CallId
+    caller: Caller
+    tool_name: str
+    client_name: str | None
+    client_version: str | None
+    protocol_version: str
+    walkthrough_id: WalkthroughId | None
+    version: int | None
+    step_id: StepId | None
+    outcome: str
+    """What the caller was told: a status of the contract, `listed`, or `error`."""
+    error_code: str | None
+    duration_us: int
+    input: Mapping[str, Any]
+    created_at: Millis
+
+
+class CallLog(Protocol):
+    """The record of every answered tool call."""
+
+    async def record(self, call: ToolCall) -> None:
+        """Returns once the call is stored. The same id twice is stored once."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- identity
+
+
+class ServerDirectory(Protocol):
+    """Which server lives at which host name."""
+
+    async def server_at(self, *, slug: str | None, custom_domain: str | None) -> Server | None:
+        """The server with this slug, or else this custom domain; None where there is none."""
+        ...
+
+
+class TokenStore(Protocol):
+    """Bearer tokens, known only by their SHA-256. A token is one person's, on one server."""
+
+    async def user_of(self, server: ServerKey, token_hash: bytes) -> UserId | None:
+        """Whose token it is; None for an unknown or revoked one, or another server's."""
+        ...
+
+    async def issue(
+        self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis
+    ) -> UserId:
+        """Adds a token for the person with this verified e-mail; `new_user` is the id they get if unknown."""
+        ...
+
+    async def revoke(self, server: ServerKey, token_hash: bytes) -> int:
+        """Ends this token. Returns how many tokens ended: 1, or 0 where there was none."""
+        ...
+
+    async def revoke_all_of(self, server: ServerKey, email: str) -> int:
+        """Ends every token that this person has on this server. Returns how many."""
+        ...
+
+
+# ---------------------------------------------------------------------------------- authoring and tenancy
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a manuscript: the version it is now, or was already."""
+
+    walkthrough_id: WalkthroughId
+    key: str
+    version: int
+    is_published: bool
+    is_unchanged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a walkthrough is to be assigned: a server of the same organisation, and its place in the list."""
+
+    server: ServerKey
+    display_order: int | None
+    """None keeps the place it has, or puts it last."""
+
+
+class WalkthroughStore(Protocol):
+    """Where authors keep walkthroughs."""
+
+    async def save(
+        self,
+        organization_id: OrganizationId,
+        manuscript: Manuscript,
+        ids: Ids,
+        now: Millis,
+        *,
+        publish: PublishPolicy | None,
+        placements: Sequence[Placement],
+    ) -> Stored:
+        """Makes the manuscript the draft, and publishes it where `publish` says how; then assigns it.
+
+        All of it or nothing. Content equal to the latest version's makes no new one and is `is_unchanged`;
+        a walkthrough that was unpublished is then shown again, under its earlier policy.
+        """
+        ...
+
+    async def assign(
+        self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis
+    ) -> Sequence[Assignment]:
+        """Puts the walkthrough with this key on these servers. Repeating it changes nothing.
+
+        Raises:
+            NotFound: no such walkthrough in this organisation.
+        """
+        ...
+
+
+class TenantStore(Protocol):
+    """Organisations and their servers."""
+
+    async def create_organization(self, id: OrganizationId, slug: str, name: str, now: Millis) -> None:
+        """Raises: AlreadyExists."""
+        ...
+
+    async def create_server(self, server: Server, now: Millis) -> None:
+        """Raises: AlreadyExists (slug or custom domain is taken, by any organisation)."""
+        ...
+
+    async def organization(self, slug: str) -> OrganizationId | None:
+        """The id behind a slug."""
+        ...
+
+    async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
+        """The servers of one organisation, or of all, by organisation and slug."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerListing:
+    """A server as the operator's list shows it."""
+
+    organization_slug: str
+    server: Server
+    assigned: int
+    """How many walkthroughs are on it."""

@@ -1,0 +1,75 @@
+"""What an operator does with organisations and their servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from application.ports import Clock, Ids, ServerListing, TenantStore
+from domain.errors import NotFound
+from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, domain_name, slug
+
+
+class Tenancy:
+    """Creates and finds organisations and servers."""
+
+    def __init__(self, tenants: TenantStore, ids: Ids, clock: Clock) -> None:
+        self._tenants = tenants
+        self._ids = ids
+        self._clock = clock
+
+    async def create_organization(self, slug_: str, name: str | None = None) -> OrganizationId:
+        """A new organisation.
+
+        Raises:
+            InvalidValue, AlreadyExists.
+        """
+        id = OrganizationId(self._ids.new("org"))
+        await self._tenants.create_organization(id, slug(slug_), name or slug_, self._clock.now())
+        return id
+
+    async def create_server(
+        self, organization: str, slug_: str, *, auth_mode: AuthMode, name: str | None, custom_domain: str | None
+    ) -> Server:
+        """A new server of the organisation with this slug.
+
+        Raises:
+            InvalidValue, AlreadyExists, NotFound (no such organisation).
+        """
+        organization_id = await self.organization(organization)
+        server = Server(
+            key=ServerKey(organization_id, ServerId(self._ids.new("srv"))),
+            slug=slug(slug_),
+            name=name or slug_,
+            auth_mode=auth_mode,
+            custom_domain=domain_name(custom_domain) if custom_domain is not None else None,
+        )
+        await self._tenants.create_server(server, self._clock.now())
+        return server
+
+    async def organization(self, slug_: str) -> OrganizationId:
+        """The id of the organisation with this slug.
+
+        Raises:
+            NotFound.
+        """
+        found = await self._tenants.organization(slug_)
+        if found is None:
+            raise NotFound(f"there is no organisation {slug_!r}: create it with 'cairn org create {slug_}'")
+        return found
+
+    async def servers(self, organization: str | None = None) -> Sequence[ServerListing]:
+        """The servers of one organisation, or of all."""
+        id = None if organization is None else await self.organization(organization)
+        return await self._tenants.servers(id)
+
+    async def server(self, slug_: str, organization: str | None = None) -> Server:
+        """The server with this slug, of this organisation where one is named.
+
+        Raises:
+            NotFound: also for another organisation's server, in the same words.
+        """
+        for listing in await self.servers(organization):
+            if listing.server.slug == slug_:
+                return listing.server
+        where = f" in organisation {organization!r}" if organization else ""
+        raise NotFound(f"there is no server {slug_!r}{where}: see 'cairn server list'")

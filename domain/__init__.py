@@ -1,0 +1,1 @@
+"""The rules of Cairn, pure: no clock, no random source, no log, no driver; the standard library alone."""

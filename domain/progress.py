@@ -1,0 +1,511 @@
+"""Progress: where one person stands, on one server, in one walkthrough. Every rule about it is in this file.
+
+                        select                            next, from the last step
+    (not started) ─────started────▶ in progress ─────────────completed──────────▶ completed
+                                    │ ▲  │ ▲  │ ▲                                     │  ▲
+                             select │ │  │ │  └─┘ next: advanced                      └──┘ select, next:
+                            resumed └─┘  │ │      repeated (nothing changes)               completed, repeated
+                                         │ │      stuck (the note is recorded)            (nothing changes;
+                                         │ │                                               a note is recorded)
+                                         └─┘ moved_to_latest, by step key (may end in completed)
+
+    select(restart) from either state: restarted, the next attempt on the latest version
+    select on a withdrawn version:     restarted; next on one: the error version_withdrawn, nothing changes
+
+Deciding and changing are two things. `select` and `next_step` decide: pure functions of the progress, the
+versions concerned and what was handed in, which return a Transition. Progress changes in one function alone,
+`evolve`, which applies one event; so replaying the events gives the progress, by construction and by test.
+
+Nothing here is decided by a clock: times are recorded, and never decrease within one progress. A handle moves
+its step once, because the step it names is then no longer the current one. A commit compares the revision a
+decision was based on, so two racing calls with one handle cannot both move.
+
+Completed steps are the keys in `carried` (completed in earlier versions of this attempt) and those of all
+steps before the current one. Both landing and advancing stop at the first step not completed, so everything
+before the current step is always completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from domain.errors import (
+    CompletedStepRequired,
+    CorruptHistory,
+    StepNotCurrent,
+    StepNotReached,
+    VersionWithdrawn,
+    WalkthroughUnavailable,
+)
+from domain.tenancy import Millis, OrganizationId, ServerId, StepId, UserId, WalkthroughId
+from domain.walkthrough import Publication, PublishPolicy, Step, Version
+
+MAX_NOTE_CHARS = 2_000
+_HANDLE_CHECK_CHARS = 6  # 24 bits: a handle that a model has mistyped passes once in 16 million
+
+
+class Status(StrEnum):
+    """The state of an attempt."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+
+
+class EventKind(StrEnum):
+    """What happened to a progress."""
+
+    STARTED = "started"
+    RESUMED = "resumed"
+    ADVANCED = "advanced"
+    STUCK = "stuck"
+    MOVED = "moved"
+    RESTARTED = "restarted"
+
+
+class Outcome(StrEnum):
+    """How the person left a step."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    STUCK = "stuck"
+
+
+class Told(StrEnum):
+    """The status a caller is told. Part of the public contract."""
+
+    STARTED = "started"
+    RESUMED = "resumed"
+    RESTARTED = "restarted"
+    MOVED_TO_LATEST = "moved_to_latest"
+    ADVANCED = "advanced"
+    REPEATED = "repeated"
+    STUCK = "stuck"
+    COMPLETED = "completed"
+    REVIEW = "review"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressKey:
+    """Names one progress."""
+
+    organization_id: OrganizationId
+    server_id: ServerId
+    user_id: UserId
+    walkthrough_id: WalkthroughId
+
+
+@dataclass(frozen=True, slots=True)
+class StepHandle:
+    """Names a step as it was shown to someone. Handed out with the step, and given back to say it is completed."""
+
+    walkthrough_id: WalkthroughId
+    version: int
+    step_id: StepId
+    attempt: int
+
+    def __str__(self) -> str:
+        body = f"{self.walkthrough_id}.{self.version}.{self.step_id}.{self.attempt}"
+        return f"{body}.{_handle_check(body)}"
+
+    @classmethod
+    def parse(cls, text: str) -> StepHandle | None:
+        """The handle that `text` is; None for what Cairn did not hand out, such as one with a mistyped letter."""
+        body, _, check = text.strip().rpartition(".")
+        parts = body.split(".")
+        if len(parts) != 4 or check != _handle_check(body):
+            return None
+        walkthrough_id, version, step_id, attempt = parts
+        # Bounded to what the database can hold: the check is no secret, and anyone may compute it.
+        if not all(number.isascii() and number.isdigit() and len(number) <= 9 for number in (version, attempt)):
+            return None
+        return cls(WalkthroughId(walkthrough_id), int(version), StepId(step_id), int(attempt))
+
+
+def _handle_check(body: str) -> str:
+    # Lone surrogates can come in JSON and have no UTF-8 form; no handle of ours holds one.
+    return hashlib.sha256(body.encode(errors="replace")).hexdigest()[:_HANDLE_CHECK_CHARS]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where someone stands. `revision` counts the events that led here, the first being 1."""
+
+    key: ProgressKey
+    version: int
+    attempt: int
+    revision: int
+    status: Status
+    current_step_id: StepId | None
+    carried: frozenset[str]
+    """Keys of steps completed in earlier versions of this attempt, whether or not this version has them."""
+    started_at: Millis
+    """When this attempt began."""
+    last_activity_at: Millis
+    completed_at: Millis | None
+
+    def __post_init__(self) -> None:
+        completed = self.status is Status.COMPLETED
+        if completed != (self.current_step_id is None) or completed != (self.completed_at is not None):
+            raise CorruptHistory("completed means: no current step, and a time of completion")
+        if min(self.version, self.attempt, self.revision) < 1 or self.last_activity_at < self.started_at:
+            raise CorruptHistory("versions, attempts and revisions count from 1, and activity follows the start")
+
+    def current_step(self, version: Version) -> Step | None:
+        """The step to be shown; None once completed."""
+        if self.current_step_id is None:
+            return None
+        step = version.step(self.current_step_id)
+        if version.number != self.version or step is None:
+            raise CorruptHistory(f"version {version.number} does not hold the current step of {self.key}")
+        return step
+
+    def current_number(self, version: Version) -> int | None:
+        """The current step's number, counted from 1; None once completed."""
+        return None if self.current_step_id is None else self._position(version) + 1
+
+    def _position(self, version: Version) -> int:
+        """How many steps lie before the current one: all of them once completed."""
+        step = self.current_step(version)
+        return len(version.steps) if step is None else version.steps.index(step)
+
+    def completed_keys(self, version: Version) -> frozenset[str]:
+        """Keys of all steps completed in this attempt, in this version (`version`) or an earlier one."""
+        return self.carried.union(step.text.key for step in version.steps[: self._position(version)])
+
+    def completed_steps(self, version: Version) -> int:
+        """How many of this version's steps are completed."""
+        completed = self.completed_keys(version)
+        return sum(step.text.key in completed for step in version.steps)
+
+    def handle(self) -> StepHandle | None:
+        """The handle of the current step; None once completed."""
+        if self.current_step_id is None:
+            return None
+        return StepHandle(self.key.walkthrough_id, self.version, self.current_step_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """One thing that happened, as it is recorded. `revision` is the progress's after it."""
+
+    revision: int
+    kind: EventKind
+    attempt: int
+    version: int
+    from_step_id: StepId | None
+    """The step it is about: the one left, or the one on which the person is stuck. None for the first."""
+    to_step_id: StepId | None
+    """The current step afterwards. None exactly when the attempt is then completed."""
+    outcome: Outcome | None
+    note: str | None
+    occurred_at: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A decision: what the progress was based on, what it becomes, what to record and what to say.
+
+    Without events nothing changed, and there is nothing to commit.
+    """
+
+    before: Progress | None
+    after: Progress
+    events: tuple[ProgressEvent, ...]
+    told: Told
+
+
+@dataclass(frozen=True, slots=True)
+class Standpoint:
+    """Where someone stands, as an error names it. `handle` is None once completed or if not started."""
+
+    title: str
+    reference: str
+    step_title: str | None
+    step_number: int | None
+    total_steps: int | None
+    handle: StepHandle | None
+
+
+def standpoint(progress: Progress, version: Version) -> Standpoint:
+    """Where `progress` stands, in the words an error needs."""
+    step = progress.current_step(version)
+    return Standpoint(
+        title=version.title,
+        reference=version.key.walkthrough_id,
+        step_title=step.text.title if step else None,
+        step_number=progress.current_number(version),
+        total_steps=len(version.steps),
+        handle=progress.handle(),
+    )
+
+
+Versions = Mapping[int, Version]
+"""The versions that a decision looks at, by number: the one the progress is on, the latest, the handle's."""
+
+
+# ----------------------------------------------------------------------------------------------- evolving
+
+
+def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, versions: Versions) -> Progress:
+    """The progress after `event`: the only place where progress changes.
+
+    `versions` must hold the version that a MOVED event left; other kinds need none.
+
+    Raises:
+        CorruptHistory: when the event cannot follow on this progress.
+    """
+    if progress is None:
+        if event.kind is not EventKind.STARTED or event.revision != 1:
+            raise CorruptHistory(f"a progress cannot begin with {event.kind} at revision {event.revision}")
+    elif event.kind is EventKind.STARTED or event.revision != progress.revision + 1:
+        raise CorruptHistory(f"{event.kind} at revision {event.revision} cannot follow {progress.revision}")
+    elif event.occurred_at < progress.last_activity_at:
+        raise CorruptHistory("times within one progress do not decrease")
+
+    completed = event.to_step_id is None
+    begins = progress is None or event.kind is EventKind.RESTARTED
+    if progress is None or begins:
+        carried: frozenset[str] = frozenset()
+    elif event.kind is EventKind.MOVED:
+        carried = progress.completed_keys(versions[progress.version])
+    else:
+        carried = progress.carried
+    completed_at = event.occurred_at if completed else None
+    if completed and progress is not None and progress.completed_at is not None and not begins:
+        completed_at = progress.completed_at  # set once per attempt; a later note does not move it
+    return Progress(
+        key=key,
+        version=event.version,
+        attempt=event.attempt,
+        revision=event.revision,
+        status=Status.COMPLETED if completed else Status.IN_PROGRESS,
+        current_step_id=event.to_step_id,
+        carried=carried,
+        started_at=event.occurred_at if progress is None or begins else progress.started_at,
+        last_activity_at=event.occurred_at,
+        completed_at=completed_at,
+    )
+
+
+def replay(key: ProgressKey, events: Iterable[ProgressEvent], versions: Versions) -> Progress:
+    """The progress that `events`, in order of revision, lead to.
+
+    Raises:
+        CorruptHistory: when there are none, or the rules could not have produced them.
+    """
+    progress: Progress | None = None
+    for event in events:
+        progress = evolve(progress, event, key, versions)
+    if progress is None:
+        raise CorruptHistory("no events, no progress")
+    return progress
+
+
+# ----------------------------------------------------------------------------------------------- deciding
+
+
+def select(
+    progress: Progress | None,
+    key: ProgressKey,
+    publication: Publication,
+    versions: Versions,
+    *,
+    restart: bool,
+    to_latest: bool,
+    now: Millis,
+) -> Transition:
+    """Starts, resumes, restarts or moves. `versions` holds the progress's version and the latest.
+
+    Raises:
+        WalkthroughUnavailable: to start, restart or move what is hidden at present.
+    """
+    latest = versions[publication.latest_version]
+    if progress is None:
+        _require_available(publication, latest)
+        return _step(None, key, EventKind.STARTED, latest, latest.steps[0].id, now=now, told=Told.STARTED)
+
+    mine = versions[progress.version]
+    completed = progress.status is Status.COMPLETED
+    is_fresh = mine.number == latest.number and not progress.completed_keys(mine)
+    if restart and not is_fresh:
+        return _restart(progress, publication, latest, now)
+    if completed:
+        return Transition(progress, progress, (), Told.COMPLETED)
+    if to_latest and progress.version != latest.number:
+        _require_available(publication, latest)
+        return _move(progress, versions, latest, now)
+    if publication.is_withdrawn:
+        return _restart(progress, publication, latest, now)
+    if _move_is_demanded(progress, publication):
+        return _move(progress, versions, latest, now)
+    return _step(progress, key, EventKind.RESUMED, mine, progress.current_step_id, now=now, told=Told.RESUMED)
+
+
+def next_step(
+    progress: Progress,
+    publication: Publication,
+    versions: Versions,
+    handle: StepHandle | None,
+    *,
+    outcome: Outcome,
+    note: str | None,
+    already_noted: bool,
+    now: Millis,
+) -> Transition:
+    """Moves one step on, where `handle` is the current step's; then makes the move that a publish demands.
+
+    `versions` holds the progress's version, the latest, and the handle's where there is such a version.
+    `already_noted` says whether this handle and note were recorded as stuck before.
+
+    Raises:
+        VersionWithdrawn: when the version that the progress is on was withdrawn.
+        CompletedStepRequired: when `handle` is None or names no step that there is.
+        StepNotCurrent: when it names a later step, another attempt or another walkthrough.
+    """
+    mine, latest = versions[progress.version], versions[publication.latest_version]
+    current = progress.current_step(mine)
+    here = standpoint(progress, mine)
+    if current is not None and publication.is_withdrawn:
+        raise VersionWithdrawn(mine.title, here.reference)
+    if handle is None:
+        raise CompletedStepRequired([here], unreadable=False)
+    if handle.walkthrough_id != progress.key.walkthrough_id or handle.attempt != progress.attempt:
+        raise StepNotCurrent(here)
+    shown_in = versions.get(handle.version)
+    shown = shown_in.step(handle.step_id) if shown_in else None
+    if shown is None:
+        raise CompletedStepRequired([here], unreadable=True)
+
+    # A handle counts by its step's key: the same step of another version is the same step.
+    is_current = current is not None and shown.text.key == current.text.key
+    is_gone = mine.step_by_key(shown.text.key) is None
+    if not (is_current or is_gone or shown.text.key in progress.completed_keys(mine)):
+        raise StepNotCurrent(here)
+
+    transition = Transition(progress, progress, (), Told.REPEATED)
+    if outcome is Outcome.STUCK:
+        told = Told.STUCK if is_current else Told.REPEATED
+        transition = replace(transition, told=told)
+        if not already_noted:
+            transition = _step(
+                progress,
+                progress.key,
+                EventKind.STUCK,
+                mine,
+                progress.current_step_id,
+                from_step_id=handle.step_id,
+                outcome=outcome,
+                note=note,
+                now=now,
+                told=told,
+            )
+    elif current is not None and is_current:
+        to_step_id = _first_open(mine, progress.completed_keys(mine) | {current.text.key})
+        transition = _step(
+            progress,
+            progress.key,
+            EventKind.ADVANCED,
+            mine,
+            to_step_id,
+            outcome=outcome,
+            note=note,
+            now=now,
+            told=Told.ADVANCED if to_step_id else Told.COMPLETED,
+        )
+    if _move_is_demanded(transition.after, publication):
+        moved = _move(transition.after, versions, latest, now)
+        return replace(moved, before=progress, events=transition.events + moved.events)
+    return transition
+
+
+def reviewed_step(progress: Progress, version: Version, step_number: int) -> Step:
+    """The step numbered `step_number` (from 1), if it may be re-read: the current one and completed ones.
+
+    Raises:
+        StepNotReached: for any other number.
+    """
+    completed = progress.completed_keys(version)
+    reachable = {
+        number: step
+        for number, step in enumerate(version.steps, start=1)
+        if step.text.key in completed or step.id == progress.current_step_id
+    }
+    if step_number not in reachable:
+        raise StepNotReached(step_number, len(version.steps), sorted(reachable))
+    return reachable[step_number]
+
+
+def move_is_offered(progress: Progress | None, publication: Publication) -> bool:
+    """Whether the person is to be told that a newer version exists and may be moved to."""
+    return publication.policy is PublishPolicy.OFFER and _may_move(progress, publication)
+
+
+def _move_is_demanded(progress: Progress, publication: Publication) -> bool:
+    # A carry-over of a hidden walkthrough waits until it is shown again.
+    return publication.policy is PublishPolicy.CARRY_OVER and _may_move(progress, publication)
+
+
+def _may_move(progress: Progress | None, publication: Publication) -> bool:
+    return (
+        progress is not None
+        and progress.status is Status.IN_PROGRESS
+        and progress.version != publication.latest_version
+        and publication.is_available
+        and not publication.is_withdrawn
+    )
+
+
+def _require_available(publication: Publication, latest: Version) -> None:
+    if not publication.is_available:
+        raise WalkthroughUnavailable(latest.title)
+
+
+def _restart(progress: Progress, publication: Publication, latest: Version, now: Millis) -> Transition:
+    _require_available(publication, latest)
+    first = latest.steps[0].id
+    return _step(progress, progress.key, EventKind.RESTARTED, latest, first, now=now, told=Told.RESTARTED)
+
+
+def _move(progress: Progress, versions: Versions, latest: Version, now: Millis) -> Transition:
+    """Carries over by step key: completed steps stay completed, and the first other one is the current step."""
+    to_step_id = _first_open(latest, progress.completed_keys(versions[progress.version]))
+    told = Told.MOVED_TO_LATEST if to_step_id else Told.COMPLETED
+    return _step(
+        progress, progress.key, EventKind.MOVED, latest, to_step_id, now=now, told=told, versions=versions
+    )
+
+
+def _first_open(version: Version, completed: frozenset[str]) -> StepId | None:
+    return next((step.id for step in version.steps if step.text.key not in completed), None)
+
+
+def _step(
+    progress: Progress | None,
+    key: ProgressKey,
+    kind: EventKind,
+    version: Version,
+    to_step_id: StepId | None,
+    *,
+    now: Millis,
+    told: Told,
+    from_step_id: StepId | None = None,
+    outcome: Outcome | None = None,
+    note: str | None = None,
+    versions: Versions | None = None,
+) -> Transition:
+    """The transition of one event; everything that follows from the progress itself is filled in here."""
+    event = ProgressEvent(
+        revision=progress.revision + 1 if progress else 1,
+        kind=kind,
+        attempt=1 if progress is None else progress.attempt + (kind is EventKind.RESTARTED),
+        version=version.number,
+        from_step_id=from_step_id or (progress.current_step_id if progress else None),
+        to_step_id=to_step_id,
+        outcome=outcome,
+        note=note,
+        occurred_at=max(now, progress.last_activity_at) if progress else now,
+    )
+    return Transition(progress, evolve(progress, event, key, versions or {}), (event,), told)
