@@ -212,7 +212,7 @@ class Learning:
         keys = [VersionKey(standing.organization_id, standing.walkthrough_id, number) for number in numbers]
         return {key.number: version for key, version in (await self._library.versions(keys)).items()}
 
-    async def _begun(self, standings: Sequence[Standing]) -> list[tuple[Standing, Progress, Version]]:
+    async def _begun(self, standings: Sequence[Standing]) -> Sequence[tuple[Standing, Progress, Version]]:
         """Those of `standings` that were begun, each with the version it is on; one read for all of them."""
         begun = [(each, each.progress) for each in standings if each.progress]
         keys = {_version_key(each, progress): (each, progress) for each, progress in begun}
@@ -224,17 +224,14 @@ class Learning:
             each.walkthrough_id: (progress.current_number(version), progress.completed_steps(version))
             for each, progress, version in await self._begun(standings)
         }
-        return [
-            Entry(
-                each,
-                caller.user_id is not None,
-                *counts.get(each.walkthrough_id, (None, None)),
-                rules.move_is_offered(each.progress, each.publication),
-            )
-            for each in standings
-        ]
+        entries = []
+        for each in standings:
+            number, completed = counts.get(each.walkthrough_id, (None, None))
+            offered = rules.move_is_offered(each.progress, each.publication)
+            entries.append(Entry(each, caller.user_id is not None, number, completed, offered))
+        return entries
 
-    async def _standpoints(self, caller: Caller) -> list[rules.Standpoint]:
+    async def _standpoints(self, caller: Caller) -> Sequence[rules.Standpoint]:
         """Where the caller stands in each walkthrough in progress."""
         standings = await self._catalogue.standings(caller)
         active = [each for each in standings if each.progress and each.progress.status is Status.IN_PROGRESS]

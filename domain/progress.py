@@ -28,6 +28,7 @@ before the current step is always completed.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -44,6 +45,7 @@ from domain.tenancy import Millis, OrganizationId, ServerId, StepId, UserId, Wal
 from domain.walkthrough import Publication, PublishPolicy, Step, Version
 
 MAX_NOTE_CHARS = 2_000
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HANDLE_CHECK_CHARS = 6  # 24 bits: a handle that a model has mistyped passes once in 16 million
 
 
@@ -118,6 +120,8 @@ class StepHandle:
         if len(parts) != 4 or check != _handle_check(body):
             return None
         walkthrough_id, version, step_id, attempt = parts
+        if not _ID.fullmatch(walkthrough_id) or not _ID.fullmatch(step_id):
+            return None
         # Bounded to what the database can hold: the check is no secret, and anyone may compute it.
         if not all(number.isascii() and number.isdigit() and len(number) <= 9 for number in (version, attempt)):
             return None

@@ -123,7 +123,7 @@ class StepText:
         title(self.title)
         if not self.content.strip():
             raise InvalidValue(f"step {self.key!r} has no content for the user")
-        if any("\x00" in text for text in self._texts()):
+        if any("\x00" in text for text in self.texts()):
             raise InvalidValue(f"step {self.key!r} contains a NUL character")
         if self.estimated_minutes is not None:
             minutes(self.estimated_minutes)
@@ -139,10 +139,11 @@ class StepText:
         Every text is sent twice, in the readable text and in the structure, for clients that show the
         model only one of them.
         """
-        texts = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in self._texts())
+        texts = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in self.texts())
         return 2 * texts + RESULT_FRAME_BYTES
 
-    def _texts(self) -> Iterator[str]:
+    def texts(self) -> Iterator[str]:
+        """The long ones: everything but key and title."""
         yield self.content
         for text in (self.assistant_notes, self.workspace_actions, self.done_when):
             if text is not None:

@@ -1,0 +1,1 @@
+"""Cairn's storage on PostgreSQL 15 to 18."""

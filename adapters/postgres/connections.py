@@ -1,0 +1,154 @@
+"""Two pools on one database: asyncpg for what every tool call does, SQLAlchemy for everything else.
+
+The hot statements run in autocommit on a pool whose release costs no round trip. That is sound only while
+nothing ever sets anything for a session or takes an advisory lock, and nothing here does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import asyncpg
+import msgspec
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from domain.errors import TemporarilyUnavailable
+
+# Together below the 5 s within which a caller is promised an answer.
+_CONNECT_TIMEOUT_SECONDS = 2.0
+_ACQUIRE_TIMEOUT_SECONDS = 1.5
+_STATEMENT_TIMEOUT_SECONDS = 3.0
+_ENGINE_POOL_SIZE = 2
+
+SERVICE_ROLE = "cairn_service"
+
+_AWAY = (
+    OSError,  # refused, reset, no such socket
+    TimeoutError,  # no connection free, or no answer, in time
+    asyncpg.PostgresConnectionError,  # class 08
+    asyncpg.InterfaceError,  # the connection was closed under us
+    asyncpg.InternalClientError,  # asyncpg says so when a connection dies in mid-protocol
+    asyncpg.OperatorInterventionError,  # class 57: shut down, starting up, statement cancelled
+    asyncpg.InsufficientResourcesError,  # class 53: out of connections, disk or memory
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,  # class 40: deadlock, serialization
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, or a server that its operator has set read-only
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a database as the service.
+
+    With `assume_role`, the login in `url` is the schema's owner, and each connection becomes the service role
+    as it begins: for installations that have one login only.
+    """
+
+    url: str
+    assume_role: bool = False
+
+    def connect_arguments(self) -> Mapping[str, Any]:
+        """What `asyncpg.connect` takes."""
+        settings = {"application_name": "cairn"}
+        if self.assume_role:
+            # A role's own settings apply to those who log in as it, not to those who become it.
+            settings |= {
+                "role": SERVICE_ROLE,
+                "statement_timeout": "3s",
+                "lock_timeout": "2500ms",
+                "idle_in_transaction_session_timeout": "10s",
+            }
+        return {
+            "dsn": self.url,
+            "timeout": _CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": _STATEMENT_TIMEOUT_SECONDS,
+            "server_settings": settings,
+        }
+
+
+@asynccontextmanager
+async def unavailable_when_away() -> AsyncIterator[None]:
+    """Turns every sign of an unreachable, overloaded or restarting database into `TemporarilyUnavailable`."""
+    try:
+        yield
+    except _AWAY as error:
+        raise TemporarilyUnavailable from error
+    except DBAPIError as error:
+        if isinstance(error.orig.__cause__ if error.orig else None, _AWAY):
+            raise TemporarilyUnavailable from error
+        raise
+
+
+class Database:
+    """The pools, opened and closed together: `async with Database(access): …`."""
+
+    def __init__(self, access: Access, *, pool_size: int = 8) -> None:
+        # 4 to 8 connections a core, over all processes: more of them are slower, not faster.
+        self._access = access
+        self._pool_size = pool_size
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._engine: AsyncEngine | None = None
+
+    async def __aenter__(self) -> Database:
+        arguments = self._access.connect_arguments()
+        # No connection is made here: a service starts, and answers, while its database is away.
+        self._pool = await asyncpg.create_pool(
+            min_size=0, max_size=self._pool_size, reset=_keep_session, **arguments
+        )
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda **_: asyncpg.connect(**arguments),
+            pool_size=_ENGINE_POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=_ACQUIRE_TIMEOUT_SECONDS,
+            pool_pre_ping=True,
+            json_serializer=lambda value: msgspec.json.encode(value).decode(),
+            json_deserializer=msgspec.json.decode,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            await self._engine.dispose()
+        if self._pool is not None:
+            try:
+                # Calls in flight have had their time before this; a dead server must not hold up a shutdown.
+                async with asyncio.timeout(_STATEMENT_TIMEOUT_SECONDS):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
+
+    @asynccontextmanager
+    async def hot(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+        """A connection of the asyncpg pool, in autocommit.
+
+        Raises:
+            TemporarilyUnavailable: when none can be had, or the statement cannot be answered, in time.
+        """
+        assert self._pool is not None, "the database has not been opened"  # noqa: S101
+        async with unavailable_when_away(), self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A SQLAlchemy connection in one transaction.
+
+        Raises:
+            TemporarilyUnavailable: as `hot`.
+        """
+        assert self._engine is not None, "the database has not been opened"  # noqa: S101
+        async with unavailable_when_away(), self._engine.begin() as connection:
+            yield connection
+
+
+async def _keep_session(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """No session state is ever set, so there is none to reset."""

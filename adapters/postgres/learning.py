@@ -1,0 +1,402 @@
+"""What a tool call reads and writes: catalogue, content, progress and the call log. The hot statements."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+from asyncpg import Record
+
+from adapters.postgres.connections import Database
+from application.ports import Standing, ToolCall, VersionSummary
+from domain.progress import (
+    EventKind,
+    Outcome,
+    Progress,
+    ProgressEvent,
+    ProgressKey,
+    Status,
+    Transition,
+)
+from domain.tenancy import Caller, Millis, OrganizationId, StepId, WalkthroughId
+from domain.walkthrough import (
+    Delivery,
+    Publication,
+    PublishPolicy,
+    Step,
+    StepText,
+    Version,
+    VersionKey,
+    VersionState,
+    WalkthroughType,
+)
+
+# $1 organisation, $2 server, $3 user or null. Begins with the server's own and the caller's own walkthroughs,
+# both found by a prefix of a primary key, so that an organisation's size does not matter.
+_STANDINGS = """
+select w.id, w.key, w.is_published, w.archived_at, w.latest_version, latest.on_publish, a.is_enabled,
+       shown.version as shown_version, shown.state, shown.title, shown.description, shown.type, shown.step_count,
+       shown.estimated_minutes,
+       p.mcp_server_id, p.mcp_server_user_id, p.version, p.attempt, p.revision, p.status, p.current_step_id,
+       p.carried, p.started_at, p.last_activity_at, p.completed_at
+  from (select walkthrough_id from mcp_server_walkthroughs
+         where organization_id = $1 and mcp_server_id = $2
+         union
+        select walkthrough_id from walkthrough_progress
+         where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3) as here
+  join walkthroughs w on w.organization_id = $1 and w.id = here.walkthrough_id
+  left join mcp_server_walkthroughs a
+    on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
+  left join walkthrough_progress p
+    on p.organization_id = $1 and p.mcp_server_id = $2 and p.mcp_server_user_id = $3 and p.walkthrough_id = w.id
+  join walkthrough_versions latest
+    on latest.organization_id = $1 and latest.walkthrough_id = w.id and latest.version = w.latest_version
+  join walkthrough_versions shown
+    on shown.organization_id = $1 and shown.walkthrough_id = w.id
+   and shown.version = coalesce(p.version, w.latest_version)
+"""
+_IN_ORDER = " order by a.display_order nulls last, w.key"
+_ALL_STANDINGS = _STANDINGS + _IN_ORDER
+_MATCHING_STANDINGS = _STANDINGS + " where w.id = $4 or w.key = $4 or lower(shown.title) = lower($4)" + _IN_ORDER
+
+
+class PostgresCatalogue:
+    """`Catalogue` on PostgreSQL: one statement a call, whatever there is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def standings(self, caller: Caller) -> Sequence[Standing]:
+        server = caller.server
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(_ALL_STANDINGS, server.organization_id, server.server_id, caller.user_id)
+        return [_standing(server.organization_id, row) for row in rows]
+
+    async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
+        if not _is_storable(reference):
+            return []
+        server = caller.server
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(
+                _MATCHING_STANDINGS, server.organization_id, server.server_id, caller.user_id, reference
+            )
+        return [_standing(server.organization_id, row) for row in rows]
+
+
+def _is_storable(text: str) -> bool:
+    """Whether PostgreSQL can hold it: nothing stored contains NUL or a lone surrogate, so nothing matches."""
+    return not any(letter == "\x00" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _standing(organization_id: OrganizationId, row: Record) -> Standing:
+    walkthrough_id = WalkthroughId(row["id"])
+    progress = None
+    if row["revision"] is not None:
+        key = ProgressKey(organization_id, row["mcp_server_id"], row["mcp_server_user_id"], walkthrough_id)
+        progress = _progress(key, row)
+    return Standing(
+        organization_id=organization_id,
+        walkthrough_id=walkthrough_id,
+        key=row["key"],
+        publication=Publication(
+            latest_version=row["latest_version"],
+            policy=PublishPolicy(row["on_publish"]),
+            is_available=row["is_published"] and row["archived_at"] is None and bool(row["is_enabled"]),
+            is_withdrawn=progress is not None and row["state"] == VersionState.WITHDRAWN,
+        ),
+        shown=VersionSummary(
+            number=row["shown_version"],
+            title=row["title"],
+            description=row["description"],
+            type=WalkthroughType(row["type"]),
+            step_count=row["step_count"],
+            estimated_minutes=row["estimated_minutes"],
+        ),
+        progress=progress,
+    )
+
+
+def _progress(key: ProgressKey, row: Record) -> Progress:
+    return Progress(
+        key=key,
+        version=row["version"],
+        attempt=row["attempt"],
+        revision=row["revision"],
+        status=Status(row["status"]),
+        current_step_id=row["current_step_id"],
+        carried=frozenset(row["carried"]),
+        started_at=row["started_at"],
+        last_activity_at=row["last_activity_at"],
+        completed_at=row["completed_at"],
+    )
+
+
+# ------------------------------------------------------------------------------------------------- content
+
+# One row a step; the version's own columns come with each, which is cheaper than a second statement.
+_CONTENT = """
+select v.walkthrough_id, v.version, v.title as version_title, v.description, v.type,
+       s.id, s.key, s.title, s.content, s.assistant_notes, s.workspace_actions, s.done_when, s.delivery,
+       s.estimated_minutes
+  from unnest($2::text[], $3::integer[]) as wanted (walkthrough_id, version)
+  join walkthrough_versions v
+    on v.organization_id = $1 and v.walkthrough_id = wanted.walkthrough_id and v.version = wanted.version
+  join walkthrough_steps s
+    on s.organization_id = v.organization_id and s.walkthrough_id = v.walkthrough_id and s.version = v.version
+ where v.state <> 'draft'
+ order by v.walkthrough_id, v.version, s.position
+"""
+
+
+class PostgresVersionLibrary:
+    """`VersionLibrary` on PostgreSQL, kept in memory by use and by size.
+
+    Published content never changes, so what is kept is never wrong. A version is loaded once however many
+    calls ask for it at the same moment.
+    """
+
+    def __init__(self, database: Database, *, max_bytes: int = 64 * 2**20) -> None:
+        self._database = database
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[VersionKey, tuple[Version, int]] = OrderedDict()
+        self._loading: dict[VersionKey, asyncio.Task[Mapping[VersionKey, Version]]] = {}
+
+    async def versions(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Version]:
+        found: dict[VersionKey, Version] = {}
+        missing = []
+        for key in keys:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                found[key] = self._kept[key][0]
+            elif key not in self._loading:
+                missing.append(key)
+        if missing:
+            # A task of its own, so that a caller who goes away does not take the others' answer along.
+            task = asyncio.create_task(self._load(missing))
+            for key in missing:
+                self._loading[key] = task
+            task.add_done_callback(lambda _: [self._loading.pop(key, None) for key in missing])
+        for task in {self._loading[key] for key in keys if key in self._loading}:
+            loaded = await asyncio.shield(task)
+            found |= {key: loaded[key] for key in keys if key in loaded}
+        return found
+
+    async def _load(self, keys: Sequence[VersionKey]) -> Mapping[VersionKey, Version]:
+        loaded: dict[VersionKey, Version] = {}
+        # Every caller asks for one organisation; a statement never reads from two.
+        for organization_id in {key.organization_id for key in keys}:
+            mine = [key for key in keys if key.organization_id == organization_id]
+            async with self._database.hot() as connection:
+                rows = await connection.fetch(
+                    _CONTENT, organization_id, [key.walkthrough_id for key in mine], [key.number for key in mine]
+                )
+            by_version: dict[VersionKey, list[Record]] = {}
+            for row in rows:
+                key = VersionKey(organization_id, WalkthroughId(row["walkthrough_id"]), row["version"])
+                by_version.setdefault(key, []).append(row)
+            loaded |= {key: _version(key, steps) for key, steps in by_version.items()}
+        for key, version in loaded.items():
+            self._keep(key, version)
+        return loaded
+
+    def _keep(self, key: VersionKey, version: Version) -> None:
+        size = _size_in_memory(version)
+        self._kept[key] = (version, size)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self._bytes -= freed
+
+
+def _size_in_memory(version: Version) -> int:
+    """What its texts take, in bytes, and a thousand more a step for the objects that hold them."""
+    return sum(1_000 + sum(map(sys.getsizeof, step.text.texts())) for step in version.steps)
+
+
+def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
+    return Version(
+        key=key,
+        title=rows[0]["version_title"],
+        description=rows[0]["description"],
+        type=WalkthroughType(rows[0]["type"]),
+        steps=tuple(
+            Step(
+                StepId(row["id"]),
+                StepText(
+                    key=row["key"],
+                    title=row["title"],
+                    content=row["content"],
+                    assistant_notes=row["assistant_notes"],
+                    workspace_actions=row["workspace_actions"],
+                    done_when=row["done_when"],
+                    delivery=Delivery(row["delivery"]),
+                    estimated_minutes=row["estimated_minutes"],
+                ),
+            )
+            for row in rows
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+# $1–$4 the key, $5 the revision the decision was based on, $6–$14 the new row, $15–$23 the events. The row is
+# compared and set, and the events go in with it, or nothing happens: a racing call that waited for the row
+# finds another revision and changes nothing.
+_ADVANCE = """
+with moved as (
+    update walkthrough_progress
+       set version = $6, attempt = $7, revision = $8, status = $9, current_step_id = $10, carried = $11,
+           started_at = $12, last_activity_at = $13, completed_at = $14
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
+       and revision = $5
+    returning 1
+)
+insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+       revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
+select $1, $2, $3, $4, e.*
+  from moved, unnest($15::integer[], $16::integer[], $17::integer[], $18::text[], $19::text[], $20::text[],
+                     $21::text[], $22::text[], $23::bigint[]) as e
+"""
+
+_BEGIN = """
+with begun as (
+    insert into walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+           version, attempt, revision, status, current_step_id, carried, started_at, last_activity_at,
+           completed_at)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    on conflict (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id) do nothing
+    returning 1
+)
+insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+       revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
+select $1, $2, $3, $4, e.*
+  from begun, unnest($14::integer[], $15::integer[], $16::integer[], $17::text[], $18::text[], $19::text[],
+                     $20::text[], $21::text[], $22::bigint[]) as e
+"""
+
+_IS_NOTED = """
+select exists (
+    select from walkthrough_progress_events
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
+       and kind = 'stuck' and attempt = $5 and from_step_id = $6 and note is not distinct from $7)
+"""
+
+_EVENTS = """
+select revision, kind, attempt, version, from_step_id, to_step_id, outcome, note, occurred_at
+  from walkthrough_progress_events
+ where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
+ order by revision
+"""
+
+
+class PostgresProgressStore:
+    """`ProgressStore` on PostgreSQL: compares and sets; decides nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def commit(self, transition: Transition) -> bool:
+        before, after = transition.before, transition.after
+        row = (
+            after.version,
+            after.attempt,
+            after.revision,
+            after.status,
+            after.current_step_id,
+            sorted(after.carried),
+            after.started_at,
+            after.last_activity_at,
+            after.completed_at,
+        )
+        events = zip(*(_event_row(event) for event in transition.events), strict=True)
+        async with self._database.hot() as connection:
+            if before is None:
+                result = await connection.execute(_BEGIN, *_key_row(after.key), *row, *events)
+            else:
+                result = await connection.execute(_ADVANCE, *_key_row(after.key), before.revision, *row, *events)
+        return int(result.rpartition(" ")[2]) == len(transition.events)  # "INSERT 0 1"
+
+    async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
+        async with self._database.hot() as connection:
+            return bool(await connection.fetchval(_IS_NOTED, *_key_row(key), attempt, step_id, note))
+
+    async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(_EVENTS, *_key_row(key))
+        return [
+            ProgressEvent(
+                revision=row["revision"],
+                kind=EventKind(row["kind"]),
+                attempt=row["attempt"],
+                version=row["version"],
+                from_step_id=row["from_step_id"],
+                to_step_id=row["to_step_id"],
+                outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+                note=row["note"],
+                occurred_at=Millis(row["occurred_at"]),
+            )
+            for row in rows
+        ]
+
+
+def _key_row(key: ProgressKey) -> tuple[str, str, str, str]:
+    return key.organization_id, key.server_id, key.user_id, key.walkthrough_id
+
+
+def _event_row(event: ProgressEvent) -> tuple[object, ...]:
+    return (
+        event.revision,
+        event.attempt,
+        event.version,
+        event.kind,
+        event.from_step_id,
+        event.to_step_id,
+        event.outcome,
+        event.note,
+        event.occurred_at,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ call log
+
+_RECORD = """
+insert into tool_calls (organization_id, id, mcp_server_id, mcp_server_user_id, tool_name, client_name,
+       client_version, protocol_version, walkthrough_id, version, step_id, outcome, error_code, duration_us, input,
+       created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    on conflict (organization_id, created_at, id) do nothing
+"""
+
+
+class PostgresCallLog:
+    """`CallLog` on PostgreSQL: one insert a call."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, call: ToolCall) -> None:
+        async with self._database.hot() as connection:
+            await connection.execute(
+                _RECORD,
+                call.caller.server.organization_id,
+                call.id,
+                call.caller.server.server_id,
+                call.caller.user_id,
+                call.tool_name,
+                call.client_name,
+                call.client_version,
+                call.protocol_version,
+                call.walkthrough_id,
+                call.version,
+                call.step_id,
+                call.outcome,
+                call.error_code,
+                call.duration_us,
+                msgspec.json.encode(call.input).decode(),
+                call.created_at,
+            )

@@ -1,0 +1,288 @@
+"""The tables as SQLAlchemy knows them. A test finds no difference between these and what the migrations make."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData()
+
+
+def _text(name: str, *, nullable: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=nullable)
+
+
+def _integer(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, Integer, nullable=nullable)
+
+
+def _millis(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+def _parent(name: str, columns: list[str], table: str, keys: list[str]) -> ForeignKeyConstraint:
+    """A reference to the immediate parent, within the organisation; the row goes when the parent goes."""
+    return ForeignKeyConstraint(columns, [f"{table}.{key}" for key in keys], name=name, ondelete="CASCADE")
+
+
+_ORGANIZATION = (["organization_id"], "organizations", ["id"])
+_SERVER = (["organization_id", "mcp_server_id"], "mcp_servers", ["organization_id", "id"])
+_USER = (["organization_id", "mcp_server_user_id"], "mcp_server_users", ["organization_id", "id"])
+_WALKTHROUGH = (["organization_id", "walkthrough_id"], "walkthroughs", ["organization_id", "id"])
+_VERSION_COLUMNS = ["organization_id", "walkthrough_id", "version"]
+_VERSION = (_VERSION_COLUMNS, "walkthrough_versions", _VERSION_COLUMNS)
+_PROGRESS_COLUMNS = ["organization_id", "mcp_server_id", "mcp_server_user_id", "walkthrough_id"]
+
+organizations = Table(
+    "organizations",
+    metadata,
+    _text("id"),
+    _text("slug"),
+    _text("name"),
+    _millis("created_at"),
+    PrimaryKeyConstraint("id", name="organizations_pkey"),
+    UniqueConstraint("slug", name="organizations_slug_key"),
+)
+
+mcp_servers = Table(
+    "mcp_servers",
+    metadata,
+    _text("organization_id"),
+    _text("id"),
+    _text("slug"),
+    _text("custom_domain", nullable=True),
+    _text("name"),
+    _text("auth_mode"),
+    Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    _millis("created_at"),
+    PrimaryKeyConstraint("organization_id", "id", name="mcp_servers_pkey"),
+    UniqueConstraint("slug", name="mcp_servers_slug_key"),
+    UniqueConstraint("custom_domain", name="mcp_servers_custom_domain_key"),
+    _parent("mcp_servers_organization_fkey", *_ORGANIZATION),
+)
+
+mcp_server_users = Table(
+    "mcp_server_users",
+    metadata,
+    _text("organization_id"),
+    _text("id"),
+    _text("email", nullable=True),
+    _millis("email_verified_at", nullable=True),
+    _millis("first_seen_at"),
+    _millis("last_seen_at"),
+    PrimaryKeyConstraint("organization_id", "id", name="mcp_server_users_pkey"),
+    UniqueConstraint("organization_id", "email", name="mcp_server_users_email_key"),
+    _parent("mcp_server_users_organization_fkey", *_ORGANIZATION),
+)
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    _text("organization_id"),
+    Column("token_hash", LargeBinary, nullable=False),
+    _text("mcp_server_id"),
+    _text("mcp_server_user_id"),
+    _millis("created_at"),
+    PrimaryKeyConstraint("organization_id", "token_hash", name="access_tokens_pkey"),
+    _parent("access_tokens_server_fkey", *_SERVER),
+    _parent("access_tokens_user_fkey", *_USER),
+)
+
+walkthroughs = Table(
+    "walkthroughs",
+    metadata,
+    _text("organization_id"),
+    _text("id"),
+    _text("key"),
+    Column("is_published", Boolean, nullable=False, server_default=text("false")),
+    _integer("latest_version", nullable=True),
+    _millis("archived_at", nullable=True),
+    _millis("created_at"),
+    _millis("updated_at"),
+    PrimaryKeyConstraint("organization_id", "id", name="walkthroughs_pkey"),
+    UniqueConstraint("organization_id", "key", name="walkthroughs_key_key"),
+    _parent("walkthroughs_organization_fkey", *_ORGANIZATION),
+    ForeignKeyConstraint(
+        ["organization_id", "id", "latest_version"],
+        [f"walkthrough_versions.{column}" for column in _VERSION_COLUMNS],
+        name="walkthroughs_latest_version_fkey",
+        use_alter=True,
+    ),
+)
+
+walkthrough_versions = Table(
+    "walkthrough_versions",
+    metadata,
+    _text("organization_id"),
+    _text("walkthrough_id"),
+    _integer("version"),
+    _text("state"),
+    _text("title"),
+    _text("description"),
+    _text("type"),
+    _text("first_step_id", nullable=True),
+    _integer("step_count"),
+    _integer("estimated_minutes", nullable=True),
+    _text("content_hash"),
+    _text("on_publish", nullable=True),
+    _millis("published_at", nullable=True),
+    _text("published_by", nullable=True),
+    _millis("created_at"),
+    PrimaryKeyConstraint(*_VERSION_COLUMNS, name="walkthrough_versions_pkey"),
+    _parent("walkthrough_versions_walkthrough_fkey", *_WALKTHROUGH),
+    ForeignKeyConstraint(
+        [*_VERSION_COLUMNS, "first_step_id"],
+        [f"walkthrough_steps.{column}" for column in (*_VERSION_COLUMNS, "id")],
+        name="walkthrough_versions_first_step_fkey",
+        deferrable=True,
+        initially="DEFERRED",
+        use_alter=True,
+    ),
+    Index(
+        "walkthrough_versions_one_draft",
+        "organization_id",
+        "walkthrough_id",
+        unique=True,
+        postgresql_where=text("state = 'draft'"),
+    ),
+)
+
+walkthrough_steps = Table(
+    "walkthrough_steps",
+    metadata,
+    _text("organization_id"),
+    _text("walkthrough_id"),
+    _integer("version"),
+    _text("id"),
+    _text("key"),
+    _text("title"),
+    _text("next_step_id", nullable=True),
+    _integer("position", nullable=True),
+    _text("content"),
+    _text("assistant_notes", nullable=True),
+    _text("workspace_actions", nullable=True),
+    _text("done_when", nullable=True),
+    _text("delivery"),
+    _integer("estimated_minutes", nullable=True),
+    PrimaryKeyConstraint(*_VERSION_COLUMNS, "id", name="walkthrough_steps_pkey"),
+    UniqueConstraint(*_VERSION_COLUMNS, "key", name="walkthrough_steps_key_key"),
+    UniqueConstraint(
+        *_VERSION_COLUMNS,
+        "position",
+        name="walkthrough_steps_position_key",
+        deferrable=True,
+        initially="DEFERRED",
+    ),
+    UniqueConstraint(
+        *_VERSION_COLUMNS,
+        "next_step_id",
+        name="walkthrough_steps_next_step_key",
+        deferrable=True,
+        initially="DEFERRED",
+        postgresql_nulls_not_distinct=True,
+    ),
+    _parent("walkthrough_steps_version_fkey", *_VERSION),
+    ForeignKeyConstraint(
+        [*_VERSION_COLUMNS, "next_step_id"],
+        [f"walkthrough_steps.{column}" for column in (*_VERSION_COLUMNS, "id")],
+        name="walkthrough_steps_next_step_fkey",
+        deferrable=True,
+        initially="DEFERRED",
+    ),
+)
+
+mcp_server_walkthroughs = Table(
+    "mcp_server_walkthroughs",
+    metadata,
+    _text("organization_id"),
+    _text("mcp_server_id"),
+    _text("walkthrough_id"),
+    _integer("display_order"),
+    Column("is_enabled", Boolean, nullable=False, server_default=text("true")),
+    _millis("created_at"),
+    PrimaryKeyConstraint(
+        "organization_id", "mcp_server_id", "walkthrough_id", name="mcp_server_walkthroughs_pkey"
+    ),
+    _parent("mcp_server_walkthroughs_server_fkey", *_SERVER),
+    _parent("mcp_server_walkthroughs_walkthrough_fkey", *_WALKTHROUGH),
+)
+
+walkthrough_progress = Table(
+    "walkthrough_progress",
+    metadata,
+    *(_text(column) for column in _PROGRESS_COLUMNS),
+    _integer("version"),
+    _integer("attempt"),
+    _integer("revision"),
+    _text("current_step_id", nullable=True),
+    Column("carried", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    _text("status"),
+    _millis("started_at"),
+    _millis("last_activity_at"),
+    _millis("completed_at", nullable=True),
+    PrimaryKeyConstraint(*_PROGRESS_COLUMNS, name="walkthrough_progress_pkey"),
+    _parent("walkthrough_progress_server_fkey", *_SERVER),
+    _parent("walkthrough_progress_user_fkey", *_USER),
+    _parent("walkthrough_progress_version_fkey", *_VERSION),
+    postgresql_with={"fillfactor": 80},
+)
+
+walkthrough_progress_events = Table(
+    "walkthrough_progress_events",
+    metadata,
+    *(_text(column) for column in _PROGRESS_COLUMNS),
+    _integer("revision"),
+    _integer("attempt"),
+    _integer("version"),
+    _text("kind"),
+    _text("from_step_id", nullable=True),
+    _text("to_step_id", nullable=True),
+    _text("outcome", nullable=True),
+    _text("note", nullable=True),
+    _millis("occurred_at"),
+    PrimaryKeyConstraint(*_PROGRESS_COLUMNS, "revision", name="walkthrough_progress_events_pkey"),
+    _parent(
+        "walkthrough_progress_events_progress_fkey",
+        _PROGRESS_COLUMNS,
+        "walkthrough_progress",
+        _PROGRESS_COLUMNS,
+    ),
+)
+
+tool_calls = Table(
+    "tool_calls",
+    metadata,
+    _text("organization_id"),
+    _millis("created_at"),
+    _text("id"),
+    _text("mcp_server_id"),
+    _text("mcp_server_user_id", nullable=True),
+    _text("tool_name"),
+    _text("client_name", nullable=True),
+    _text("client_version", nullable=True),
+    _text("protocol_version"),
+    _text("walkthrough_id", nullable=True),
+    _integer("version", nullable=True),
+    _text("step_id", nullable=True),
+    _text("outcome"),
+    _text("error_code", nullable=True),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("input", JSONB, nullable=False),
+    PrimaryKeyConstraint("organization_id", "created_at", "id", name="tool_calls_pkey"),
+    _parent("tool_calls_server_fkey", *_SERVER),
+    postgresql_partition_by="RANGE (created_at)",
+)
