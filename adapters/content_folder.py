@@ -347,89 +347,95 @@ def _fields(source: _Source, text: str, first_line: int, known: Sequence[str], u
     """
 
     def reject(index: int, rule: Rule, remedy: str) -> None:
-        source.reject(line_at(index), rule, remedy)
+        # Lines are counted here, for to YAML U+0085 and U+2028 begin a new line as well.
+        source.reject(first_line + text.count("\n", 0, index), rule, remedy)
 
-    def line_at(index: int) -> int:
-        # Counted here, for to YAML U+0085 and U+2028 begin a new line as well.
-        return first_line + text.count("\n", 0, index)
-
-    events: list[Any] = []
     unreadable = dict.fromkeys(known)
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            events.append(event)  # noqa: PERF402 - one by one, to know where PyYAML gave up
-    except yaml.reader.ReaderError as error:
-        reject(error.position, Rule.YAML_INVALID, f"remove the character U+{error.character:04X}")
+        members = _members(text)
+    except _BrokenYaml as broken:
+        reject(broken.index, broken.rule, broken.remedy)
         return unreadable
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        remedy = f"mend the YAML ({error.problem}); a text with `: ` or ` #` in it needs quotes"
-        reject(mark.index if mark else 0, Rule.YAML_INVALID, remedy)
-        return unreadable
-    except (ValueError, OverflowError):
-        # PyYAML lets these out for numbers that are too large, as in "\\UFFFFFFFF".
-        last = events[-1].end_mark.index if events else 0
-        reject(last, Rule.YAML_INVALID, "mend the YAML (it has a number that is too large)")
-        return unreadable
-
-    starts = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
-    nodes = [event for event in events if isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent))]
-    if len(starts) > 1:
-        reject(starts[1].start_mark.index, Rule.YAML_INVALID, "keep one YAML document and remove the others")
-        return unreadable
-    if not nodes:
-        return {}
-    if not isinstance(nodes[0], yaml.MappingStartEvent):
-        remedy = "write one field in a line, such as `title: Install the client`"
-        reject(nodes[0].start_mark.index, Rule.YAML_NOT_A_MAPPING, remedy)
-        return unreadable
-
     fields: dict[str, _Field | None] = {}
-    members = _members(nodes)
     for name_node, node in zip(members[::2], members[1::2], strict=True):
         at = name_node.start_mark.index
-        simple = [each for each in (name_node, node) if isinstance(each, yaml.ScalarEvent)]
-        if len(simple) < 2 or any(each.anchor or each.tag for each in simple):
-            reject(
-                at,
-                Rule.YAML_FEATURE,
-                "write `name: text`: lists, mappings, anchors, aliases and tags are not read",
-            )
-            if simple and simple[0] is name_node:
-                fields[name_node.value] = None
+        if not _is_simple(name_node):
+            reject(at, Rule.YAML_FEATURE, _SIMPLE_ONLY)
             continue
-        name, value = name_node.value, node.value
-        is_plain = node.style is None
+        name = name_node.value
         if name in fields:
             reject(at, Rule.FIELD_TWICE, f"keep one `{_shown(name)}:` and remove the other")
-        elif name not in known:
+            continue
+        fields[name] = None
+        if name not in known:
             reject(at, unknown, f"remove `{_shown(name)}:`; the fields here are {', '.join(known)}")
-            fields[name] = None
-        elif is_plain and not value:
+        elif not _is_simple(node):
+            reject(at, Rule.YAML_FEATURE, _SIMPLE_ONLY)
+        elif node.style is None and not node.value:
             reject(at, Rule.FIELD_EMPTY, f"give `{name}:` a value, or remove the line")
-            fields[name] = None
-        elif any("\ud800" <= character <= "\udfff" for character in value):
+        elif any("\ud800" <= character <= "\udfff" for character in node.value):
             reject(at, Rule.YAML_INVALID, "write the character itself: half of it, as in `\\ud83d`, is no text")
-            fields[name] = None
         else:
             # YAML ends a block text with the line break of its last line, which is not part of what was written.
-            own = value.strip("\n") if node.style in ("|", ">") else value
-            fields[name] = _Field(name, own, line_at(at), is_plain)
+            value = node.value.strip("\n") if node.style in ("|", ">") else node.value
+            line = first_line + text.count("\n", 0, at)
+            fields[name] = _Field(name, value, line, is_plain=node.style is None)
     return fields
 
 
-def _members(nodes: Sequence[Any]) -> list[Any]:
-    """The names and values directly in the mapping with which `nodes` begin, in turn."""
-    members = []
-    depth = 0
-    for node in nodes:
-        if isinstance(node, yaml.CollectionEndEvent):
-            depth -= 1
-            continue
-        if depth == 1:
-            members.append(node)
-        if isinstance(node, yaml.CollectionStartEvent):
-            depth += 1
+class _BrokenYaml(Exception):
+    """No mapping can be read; `index` is where in the text."""
+
+    def __init__(self, index: int, rule: Rule, remedy: str) -> None:
+        super().__init__(remedy)
+        self.index = index
+        self.rule = rule
+        self.remedy = remedy
+
+
+_SIMPLE_ONLY = "write `name: text`: lists, mappings, anchors, aliases and tags are not read"
+
+
+def _is_simple(node: Any) -> bool:
+    return isinstance(node, yaml.ScalarEvent) and node.anchor is None and node.tag is None
+
+
+def _members(text: str) -> list[Any]:
+    """The events with which the names and values of the mapping begin, in turn; none where there is no mapping.
+
+    Raises:
+        _BrokenYaml: where it is no YAML, or no mapping, or nested absurdly.
+    """
+    members: list[Any] = []
+    depth = documents = 0
+    try:
+        loader = yaml.SafeLoader(text)
+        while loader.check_event():
+            event = loader.get_event()
+            at = event.start_mark.index
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            if documents > 1:
+                raise _BrokenYaml(at, Rule.YAML_INVALID, "keep one YAML document and remove the others")
+            if depth == 0 and isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.MappingStartEvent):
+                remedy = "write one field in a line, such as `title: Install the client`"
+                raise _BrokenYaml(at, Rule.YAML_NOT_A_MAPPING, remedy)
+            if depth == 1 and isinstance(event, yaml.NodeEvent):
+                members.append(event)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # Nothing here may nest at all, and PyYAML would take half a minute over 20,000 brackets.
+            if depth > 3:
+                raise _BrokenYaml(at, Rule.YAML_FEATURE, _SIMPLE_ONLY)
+    except yaml.reader.ReaderError as error:
+        remedy = f"remove the character U+{error.character:04X}"
+        raise _BrokenYaml(error.position, Rule.YAML_INVALID, remedy) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        remedy = f"mend the YAML ({error.problem}); a text with `: ` or ` #` in it needs quotes"
+        raise _BrokenYaml(mark.index if mark else 0, Rule.YAML_INVALID, remedy) from None
+    except (ValueError, OverflowError):
+        # PyYAML lets these out for a number that is too large, as in "\\UFFFFFFFF".
+        remedy = "mend the YAML (it has a number that is too large)"
+        raise _BrokenYaml(loader.index, Rule.YAML_INVALID, remedy) from None
     return members
 
 
@@ -498,7 +504,7 @@ _MARKER = "block_marker"
 
 
 def _block_marker(state: StateBlock, line: int, _end: int, silent: bool) -> bool:
-    """A markdown-it rule: a line of the page itself, in no quote, list item or other block, that begins with `:::`.
+    """A markdown-it rule: a line of the page itself, not of a quote or list item, that begins with `:::`.
 
     An opening and a closing line are each a leaf. What is between them is parsed as the Markdown it is, and which
     belong together is seen afterwards: by then a `:::` within anything else has been taken by that.
@@ -551,15 +557,15 @@ def _body(source: _Source, lines: Sequence[str]) -> _Body:
     opener: Token | None = None
     start = 0
     is_swallowed = False
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for number, token in enumerate(tokens):
         line, end = token.map or (0, 0)
         if token.level == MAX_NESTING - 1 and token.nesting == 1:
             source.reject(line + 1, Rule.NESTING_TOO_DEEP, "nest fewer quotes and lists within each other")
             break
         if token.level:
             continue
-        if token.type == "heading_open" and following and not opener and not heading:
-            text = _heading_text(following.content, env)
+        if token.type == "heading_open" and not opener and not heading:
+            text = _heading_text(tokens[number + 1].content, env)
             heading = (line + 1, text) if text else None
         elif token.type == "fence" and not _is_closed(token.markup, lines[line + 1 : end]):
             remedy = f"close this code fence with a line of {token.markup} and nothing else"

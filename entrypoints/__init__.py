@@ -1,0 +1,1 @@
+"""How Cairn is reached: the command line, HTTP and MCP."""

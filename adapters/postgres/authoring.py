@@ -71,9 +71,7 @@ class PostgresWalkthroughStore:
             return await _place(connection, organization_id, WalkthroughId(id), placements, now)
 
 
-async def _locked(
-    connection: AsyncConnection, organization_id: OrganizationId, key: str, ids: Ids, now: Millis
-) -> Any:
+async def _locked(connection: AsyncConnection, organization_id: OrganizationId, key: str, ids: Ids, now: Millis) -> Any:
     """The walkthrough's row, made if need be, and held until the transaction ends."""
     await connection.execute(
         insert(walkthroughs)
@@ -210,9 +208,7 @@ async def _place(
         last = select(func.coalesce(func.max(table.c.display_order), 0) + 1).where(
             table.c.organization_id == organization_id, table.c.mcp_server_id == placement.server.server_id
         )
-        order = (
-            last.scalar_subquery() if placement.display_order is None else bindparam("at", placement.display_order)
-        )
+        order = last.scalar_subquery() if placement.display_order is None else bindparam("at", placement.display_order)
         statement = insert(table).values(
             organization_id=organization_id,
             mcp_server_id=placement.server.server_id,
@@ -223,9 +219,9 @@ async def _place(
         kept = table.c.display_order if placement.display_order is None else placement.display_order
         row = (
             await connection.execute(
-                statement.on_conflict_do_update(
-                    constraint=table.primary_key, set_={"display_order": kept}
-                ).returning(table.c.display_order, table.c.is_enabled)
+                statement.on_conflict_do_update(constraint=table.primary_key, set_={"display_order": kept}).returning(
+                    table.c.display_order, table.c.is_enabled
+                )
             )
         ).one()
         assignments.append(Assignment(placement.server, id, row.display_order, row.is_enabled))

@@ -99,9 +99,7 @@ class Database:
     async def __aenter__(self) -> Database:
         arguments = self._access.connect_arguments()
         # No connection is made here: a service starts, and answers, while its database is away.
-        self._pool = await asyncpg.create_pool(
-            min_size=0, max_size=self._pool_size, reset=_keep_session, **arguments
-        )
+        self._pool = await asyncpg.create_pool(min_size=0, max_size=self._pool_size, reset=_keep_session, **arguments)
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=lambda **_: asyncpg.connect(**arguments),

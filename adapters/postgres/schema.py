@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -39,9 +40,7 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda **_: asyncpg.connect(
-            owner_url, timeout=10, server_settings={"application_name": "cairn"}
-        ),
+        async_creator=lambda **_: asyncpg.connect(owner_url, timeout=10, server_settings={"application_name": "cairn"}),
         poolclass=NullPool,
     )
     try:
@@ -51,7 +50,9 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
             await connection.execute(
                 text("select make_tool_call_partitions(now(), :months)"), {"months": _MONTHS_AHEAD}
             )
-            if service_login is not None:
+            if service_login == SERVICE_ROLE:
+                await connection.execute(text(f"alter role {SERVICE_ROLE} login"))
+            elif service_login is not None:
                 quoted = service_login.replace('"', '""')
                 await connection.execute(text(f'grant {SERVICE_ROLE} to "{quoted}"'))
             await connection.commit()
@@ -66,6 +67,25 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
         raise
     finally:
         await engine.dispose()
+
+
+async def ensure_database(superuser_url: str, name: str) -> None:
+    """Makes the database if it is not there; for a server of our own, where nobody else does."""
+    async with unavailable_when_away():
+        connection = await asyncpg.connect(superuser_url, timeout=10)
+        try:
+            if not await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
+                with suppress(
+                    asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError
+                ):  # another process was faster
+                    await connection.execute(f'create database "{name}"')
+        finally:
+            await connection.close(timeout=1)
+
+
+def login_of(url: str) -> str | None:
+    """The login that a `postgresql://` URL names, if it does."""
+    return make_url(url).username
 
 
 def _upgrade(connection: Connection, revision: str) -> None:

@@ -214,9 +214,7 @@ mcp_server_walkthroughs = Table(
     _integer("display_order"),
     Column("is_enabled", Boolean, nullable=False, server_default=text("true")),
     _millis("created_at"),
-    PrimaryKeyConstraint(
-        "organization_id", "mcp_server_id", "walkthrough_id", name="mcp_server_walkthroughs_pkey"
-    ),
+    PrimaryKeyConstraint("organization_id", "mcp_server_id", "walkthrough_id", name="mcp_server_walkthroughs_pkey"),
     _parent("mcp_server_walkthroughs_server_fkey", *_SERVER),
     _parent("mcp_server_walkthroughs_walkthrough_fkey", *_WALKTHROUGH),
 )

@@ -132,9 +132,7 @@ class RecentServers:
     created, renamed or removed is noticed within `max_age_seconds`.
     """
 
-    def __init__(
-        self, directory: ServerDirectory, *, max_age_seconds: float = 2.0, max_entries: int = 10_000
-    ) -> None:
+    def __init__(self, directory: ServerDirectory, *, max_age_seconds: float = 2.0, max_entries: int = 10_000) -> None:
         self._directory = directory
         self._max_age_seconds = max_age_seconds
         self._max_entries = max_entries
@@ -180,9 +178,7 @@ class PostgresTokenStore:
             user = await connection.fetchval(_USER_OF, server.organization_id, token_hash, server.server_id)
         return None if user is None else UserId(user)
 
-    async def issue(
-        self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis
-    ) -> UserId:
+    async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
         # An update that changes nothing makes the row come back whether or not it was there.
         person = (
             insert(mcp_server_users)

@@ -1,0 +1,1 @@
+"""Cairn over HTTP: the gate and the application."""

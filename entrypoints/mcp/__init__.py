@@ -1,0 +1,1 @@
+"""Cairn over the Model Context Protocol."""

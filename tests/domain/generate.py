@@ -84,14 +84,14 @@ manuscripts = st.builds(
 
 
 def version_of(number: int, step_keys: Iterable[str]) -> Version:
-    """A version with these steps. A step's id is its key and the version: `intro@2`."""
+    """A version with these steps. A step's id is its key and the version: `intro-2`."""
     return Version(
         key=VersionKey(ORGANIZATION, WALKTHROUGH, number),
         title=f"Walkthrough, version {number}",
         description="Made for a test.",
         type=WalkthroughType.COURSE,
         steps=tuple(
-            Step(StepId(f"{key}@{number}"), StepText(key=key, title=f"Step {key}", content=f"Do {key}."))
+            Step(StepId(f"{key}-{number}"), StepText(key=key, title=f"Step {key}", content=f"Do {key}."))
             for key in step_keys
         ),
     )

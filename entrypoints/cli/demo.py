@@ -1,0 +1,108 @@
+"""What `cairn dev` sets up: a database at this release's schema, with an organisation, a server and real content."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import entrypoints
+from domain.errors import AlreadyExists, OperatorError
+from domain.tenancy import AuthMode
+from domain.walkthrough import PublishPolicy
+from entrypoints.container import Container, Storage
+from entrypoints.settings import Settings
+
+DEMO = "demo"
+DEVELOPER = "developer@example.com"
+WALKTHROUGHS = Path(entrypoints.__file__).parent / "walkthroughs"
+_TOKEN_FILE = "dev-token"  # noqa: S105  # a file's name
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to connect to the demo server."""
+
+    token: str
+
+    def announce(self, address: str) -> None:
+        """Prints it, ready to be pasted."""
+        url, header = f"{address}/mcp", f"Authorization: Bearer {self.token}"
+        configuration = {
+            "mcpServers": {
+                "cairn-demo": {"type": "http", "url": url, "headers": dict([header.split(": ", 1)])},
+            }
+        }
+        lines = [
+            "",
+            click.style("Cairn is running.", bold=True) + " Connect your assistant to the demo server, and ask it:",
+            click.style("show me the walkthroughs", italic=True),
+            "",
+            f"  URL     {url}",
+            f"  Token   {self.token}",
+            "",
+            click.style("Claude Code", bold=True),
+            f"  claude mcp add --transport http cairn-demo {url} --header '{header}'",
+            "",
+            click.style("Cursor and others", bold=True) + " that read an mcpServers file (Cursor: ~/.cursor/mcp.json)",
+            *("  " + line for line in json.dumps(configuration, indent=2).splitlines()),
+            "",
+            "The token is a development one, of this data directory. Stop with Ctrl-C: progress is kept.",
+            "",
+        ]
+        for line in lines:
+            click.echo(line)
+
+
+async def prepare_demo(storage: Storage, settings: Settings) -> Connection:
+    """Migrates, and makes whatever of the demo is not there yet. Safe to repeat."""
+    await storage.migrate()
+    await storage.check()
+    async with storage.opened() as container:
+        with suppress(AlreadyExists):
+            await container.tenancy().create_organization(DEMO, "Cairn demo")
+        with suppress(AlreadyExists):
+            await container.tenancy().create_server(
+                DEMO, DEMO, auth_mode=AuthMode.ON_DEMAND, name="Cairn demo", custom_domain=None
+            )
+        for order, folder in enumerate(sorted(WALKTHROUGHS.iterdir()), start=1):
+            await container.authoring().push(
+                DEMO,
+                container.read_folder()(folder),
+                publish=PublishPolicy.OFFER,
+                servers=[(DEMO, order)],
+            )
+        return Connection(await _token(container, settings.data_dir))
+
+
+async def _token(container: Container, data_dir: Path) -> str:
+    """The developer's token, the same at every start, so that a client's configuration stays right."""
+    server = (await container.tenancy().server(DEMO, DEMO)).key
+    token = _kept_token(data_dir)
+    if token is None or not await container.identity().user_of(server, token):
+        token = await container.identity().create_token(server, DEVELOPER)
+        _keep_token(data_dir, token)
+    return token
+
+
+def _kept_token(data_dir: Path) -> str | None:
+    try:
+        return (data_dir / _TOKEN_FILE).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _keep_token(data_dir: Path, token: str) -> None:
+    """Writes it where nobody else can read it."""
+    file = data_dir / _TOKEN_FILE
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+            opened.write(token + "\n")
+    except OSError as error:
+        raise OperatorError(f"cannot write {file} ({error.strerror}): choose another --data-dir") from error

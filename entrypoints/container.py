@@ -1,0 +1,130 @@
+"""The composition root: which adapter stands behind each port. Nothing else in the entrypoints knows an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import structlog
+from dependency_injector import containers, providers
+
+from adapters.content_folder import read_folder
+from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres import schema
+from adapters.postgres.authoring import PostgresWalkthroughStore
+from adapters.postgres.connections import SERVICE_ROLE, Access, Database
+from adapters.postgres.learning import (
+    PostgresCallLog,
+    PostgresCatalogue,
+    PostgresProgressStore,
+    PostgresVersionLibrary,
+)
+from adapters.postgres.tenancy import (
+    PostgresServerDirectory,
+    PostgresTenantStore,
+    PostgresTokenStore,
+    RecentServers,
+)
+from adapters.system import RandomIds, SystemClock
+from application.authoring import Authoring
+from application.identity import Identity
+from application.learning import Learning
+from application.tenancy import Tenancy
+from domain.errors import OperatorError
+from entrypoints.settings import Settings
+
+_DATABASE = "cairn"  # on the embedded server
+# How often a service looks after its embedded server: it is back well within 2 s of a crash.
+_LOOK_AFTER_SECONDS = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class Container(containers.DeclarativeContainer):
+    """Adapters once a process, use cases anew for whoever asks."""
+
+    database = providers.Dependency(instance_of=Database)
+
+    clock = providers.Singleton(SystemClock)
+    ids = providers.Singleton(RandomIds)
+    read_folder = providers.Object(read_folder)
+
+    catalogue = providers.Singleton(PostgresCatalogue, database)
+    library = providers.Singleton(PostgresVersionLibrary, database)
+    progress_store = providers.Singleton(PostgresProgressStore, database)
+    call_log = providers.Singleton(PostgresCallLog, database)
+    servers = providers.Singleton(RecentServers, providers.Singleton(PostgresServerDirectory, database))
+    tokens = providers.Singleton(PostgresTokenStore, database)
+    tenants = providers.Singleton(PostgresTenantStore, database)
+    walkthroughs = providers.Singleton(PostgresWalkthroughStore, database)
+
+    learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
+    identity = providers.Factory(Identity, tokens, ids, clock)
+    tenancy = providers.Factory(Tenancy, tenants, ids, clock)
+    authoring = providers.Factory(Authoring, walkthroughs, tenancy, ids, clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A database that is there to be used: by its owner, and by the service."""
+
+    owner_url: str
+    access: Access
+    service_login: str | None
+    """The login to be let work as the service; None where the owner's connections become it."""
+    embedded: EmbeddedPostgres | None
+
+    async def migrate(self) -> str:
+        """Brings it to this release's schema. See `adapters.postgres.schema.migrate`."""
+        if self.embedded is not None:
+            await schema.ensure_database(self.embedded.dsn("postgres", "postgres"), _DATABASE)
+        return await schema.migrate(self.owner_url, service_login=self.service_login)
+
+    async def check(self) -> None:
+        """Refuses a schema that this release cannot serve. See `adapters.postgres.schema.check_schema`."""
+        await schema.check_schema(self.access)
+
+    def database(self) -> Database:
+        """The service's pools on it, not open yet."""
+        return Database(self.access)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Container]:
+        """The container on this database, for as long as its pools are open."""
+        async with self.database() as database:
+            yield Container(database=database)
+
+    async def keep_running(self) -> None:
+        """Starts the embedded server again whenever it is found dead; never returns."""
+        while True:
+            await asyncio.sleep(_LOOK_AFTER_SECONDS)
+            if self.embedded is None:
+                continue
+            try:
+                if await asyncio.to_thread(self.embedded.ensure_running):
+                    _log.warning("the embedded PostgreSQL was dead and has been started again")
+            except OperatorError as error:
+                _log.error("the embedded PostgreSQL cannot be started", problem=str(error))
+
+
+@contextmanager
+def storage(settings: Settings, on_slow: Callable[[str], None] = lambda message: None) -> Iterator[Storage]:
+    """The database of these settings; the embedded one is started, or joined, and left again at the end.
+
+    `on_slow` is told, in a sentence, what takes more than a second.
+
+    Raises:
+        OperatorError: when the embedded server cannot be had, with what to do.
+    """
+    if settings.database_url is not None:
+        owner_url = settings.owner_database_url or settings.database_url
+        access = Access(settings.database_url, assume_role=settings.owner_database_url is None)
+        login = None if access.assume_role else schema.login_of(settings.database_url)
+        yield Storage(owner_url, access, login, None)
+        return
+    with EmbeddedPostgres(settings.data_dir, on_slow=on_slow) as embedded:
+        yield Storage(
+            embedded.dsn("postgres", _DATABASE), Access(embedded.dsn(SERVICE_ROLE, _DATABASE)), SERVICE_ROLE, embedded
+        )

@@ -1,0 +1,284 @@
+"""The MCP server: the tool table on the SDK's low-level server, for every tenant and both protocol eras.
+
+2025-11-25 and before begin with a handshake; 2026-07-28 carries everything in each request. Neither needs a
+session here: state travels as handles in tool arguments, so any process can answer any call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from typing import Any
+
+import mcp_types as types
+import msgspec
+import structlog
+from litestar.types import Receive, Scope, Send
+from mcp.server import CacheHint, Server, ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from application.learning import Learning
+from application.ports import CallLog, Clock, Ids, ToolCall
+from domain.errors import TemporarilyUnavailable, ToolError
+from domain.tenancy import Caller, CallId
+from domain.tenancy import Server as Tenant
+from entrypoints.mcp import rendering
+from entrypoints.mcp.schema import input_schema, output_schema
+from entrypoints.mcp.tools import TOOLS, Answer, Tool
+
+MAX_BODY_BYTES = 2**20
+# A call is answered within 5 s whatever its database does: the gate has had at most 1 s of them.
+_CALL_TIMEOUT_SECONDS = 3.5
+_LIST_TTL_MS = 60_000  # how long a client may keep the list of tools: they change with a release only
+_MAX_LOGGED_CHARS = 4_000  # per argument; longer than any argument that can be right
+_MAX_LOGGED_ARGUMENTS = 20
+_SERVER_INFO_META = "io.modelcontextprotocol/serverInfo"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the gate found out about a request; travels in the ASGI scope's state under `STATE_KEY`.
+
+    `tenant` and `caller` are None when the database could not be asked: then every tool answers that it is
+    temporarily unavailable, in the form that the assistant can read.
+    """
+
+    tenant: Tenant | None
+    caller: Caller | None
+    user_agent: str | None
+
+
+STATE_KEY = "cairn"
+
+
+class McpEndpoint:
+    """Serves `/mcp` for all tenants. Enter `running()` once, for as long as it serves."""
+
+    def __init__(self, learning: Learning, calls: CallLog, clock: Clock, ids: Ids) -> None:
+        self._learning = learning
+        self._calls = calls
+        self._clock = clock
+        self._ids = ids
+        self._running: set[asyncio.Task[types.CallToolResult]] = set()
+        schemas = {name: input_schema(tool.arguments) for name, tool in TOOLS.items()}
+        self._tools = [_listed(tool) for tool in TOOLS.values()]
+        server: Server[Any] = Server(
+            "cairn",
+            version=installed_version("cairn"),
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+            # Without it the SDK lists the tools before each call.
+            get_tool_input_schema=schemas.get,
+            cache_hints={
+                "tools/list": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
+                "server/discover": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
+            },
+        )
+        server.middleware.append(_introduce)
+        # No security settings: host and origin are checked by the gate, against what the database knows.
+        self._manager = StreamableHTTPSessionManager(
+            server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open for requests. Calls that are under way when it ends are finished and logged first."""
+        async with self._manager.run():
+            yield
+            if self._running:
+                await asyncio.wait(self._running, timeout=_CALL_TIMEOUT_SECONDS)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request, past the gate."""
+        await self._manager.handle_request(scope, receive, send)  # type: ignore[arg-type]  # Litestar's ASGI types
+
+    async def _list_tools(
+        self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=self._tools)
+
+    async def _call_tool(
+        self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        arrival = _arrival(context)
+        # A task of its own: once begun, a call is finished and logged even when its client goes away.
+        task = asyncio.create_task(self._answer(arrival, context, params))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _answer(
+        self,
+        arrival: Arrival,
+        context: ServerRequestContext[Any, Any],
+        params: types.CallToolRequestParams,
+    ) -> types.CallToolResult:
+        """Runs the tool, records the call, and only then answers."""
+        if arrival.caller is None:
+            return _refused(TemporarilyUnavailable())
+        began = time.perf_counter_ns()
+        tool = TOOLS.get(params.name)
+        answer: Answer | None = None
+        failure: Exception | None = None
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUT_SECONDS):
+                if tool is not None:
+                    arguments = tool.decode(params.arguments)
+                    answer = await tool.run(self._learning, arrival.caller, arguments)
+        except TemporarilyUnavailable as error:
+            return _refused(error)
+        except TimeoutError:
+            return _refused(TemporarilyUnavailable())
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded below and then answered
+            failure = error
+        duration_us = (time.perf_counter_ns() - began) // 1_000
+        try:
+            await self._record(arrival.caller, arrival, context, params, tool, answer, failure, duration_us)
+        except TemporarilyUnavailable as error:
+            # Whatever was committed stays so: the same call again answers `repeated`.
+            return _refused(error)
+        if isinstance(failure, ToolError):
+            return _refused(failure)
+        if failure is not None:
+            _log.error("tool call failed", tool=params.name, exc_info=failure)
+            raise MCPError(code=types.INTERNAL_ERROR, message="Internal error")
+        if tool is None or answer is None:
+            raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:100]}")
+        return types.CallToolResult(
+            content=[types.TextContent(type="text", text=answer.text)],
+            structured_content=msgspec.to_builtins(answer.structured),
+        )
+
+    async def _record(
+        self,
+        caller: Caller,
+        arrival: Arrival,
+        context: ServerRequestContext[Any, Any],
+        params: types.CallToolRequestParams,
+        tool: Tool[Any] | None,
+        answer: Answer | None,
+        failure: Exception | None,
+        duration_us: int,
+    ) -> None:
+        error_code = None
+        if isinstance(failure, ToolError):
+            error_code = failure.code
+        elif failure is not None:
+            error_code = "internal_error"
+        elif tool is None:
+            error_code = "unknown_tool"
+        client_name, client_version = _client(context, arrival)
+        await self._calls.record(
+            ToolCall(
+                id=CallId(self._ids.new("call")),
+                caller=caller,
+                tool_name=_loggable(params.name),
+                client_name=client_name,
+                client_version=client_version,
+                protocol_version=context.protocol_version,
+                walkthrough_id=answer.walkthrough_id if answer else None,
+                version=answer.version if answer else None,
+                step_id=answer.step_id if answer else None,
+                outcome=answer.outcome if answer else "error",
+                error_code=error_code,
+                duration_us=duration_us,
+                input=_loggable_input(params.arguments or {}),
+                created_at=self._clock.now(),
+            )
+        )
+
+
+def _arrival(ctx: ServerRequestContext[Any, Any]) -> Arrival:
+    """What the gate left in the scope: the SDK hands its own Request on, over the very same scope."""
+    assert ctx.request is not None, "HTTP is the only transport"  # noqa: S101
+    arrival: Arrival = ctx.request.scope["state"][STATE_KEY]
+    return arrival
+
+
+async def _introduce(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """SDK middleware: tells each tenant's own name, and how its assistant is to lead people."""
+    result = await call_next(ctx)
+    tenant = _arrival(ctx).tenant
+    if tenant is None or not isinstance(result, dict):
+        return result
+    info = {"name": tenant.slug, "title": tenant.name}
+    if ctx.method == "initialize":
+        result["serverInfo"] = {**result["serverInfo"], **info}
+    if ctx.method in ("initialize", "server/discover"):
+        result["instructions"] = (
+            f"{tenant.name} offers walkthroughs: guided lessons that the user takes here with your help, one step at "
+            "a time. list_walkthroughs shows them, select_walkthrough starts or resumes one. Present one step, end "
+            "your turn, and go on with next_walkthrough_step only when the user says that the step is done. Where "
+            "the user stands is kept for them, so they can stop at any time and resume anywhere."
+        )
+    if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        meta = result.get("_meta") or {}
+        if stamp := meta.get(_SERVER_INFO_META):
+            result["_meta"] = {**meta, _SERVER_INFO_META: {**stamp, **info}}
+    return result
+
+
+def _listed(tool: Tool[Any]) -> types.Tool:
+    return types.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=input_schema(tool.arguments),
+        output_schema=output_schema(tool.result),
+        annotations=types.ToolAnnotations(
+            title=tool.title,
+            read_only_hint=tool.is_read_only,
+            destructive_hint=False,  # nothing that was done is ever undone: events keep every attempt
+            idempotent_hint=True,  # the same call again moves nothing
+            open_world_hint=False,
+        ),
+    )
+
+
+def _refused(error: ToolError) -> types.CallToolResult:
+    return types.CallToolResult(
+        is_error=True, content=[types.TextContent(type="text", text=rendering.tool_error(error))]
+    )
+
+
+def _client(context: ServerRequestContext[Any, Any], arrival: Arrival) -> tuple[str | None, str | None]:
+    """The client's name and version: what it says of itself, or else what its User-Agent begins with.
+
+    A client of the handshake era says its name once, in a request that no later call can be matched with.
+    """
+    params = context.session.client_params
+    if params is not None:
+        return _loggable(params.client_info.name), _loggable(params.client_info.version)
+    if not arrival.user_agent:
+        return None, None
+    name, _, version = arrival.user_agent.split(" ", 1)[0].partition("/")
+    return _loggable(name), _loggable(version) or None
+
+
+def _loggable(text: str) -> str:
+    """A caller's text as a database can hold it, and no longer than anyone will want to read."""
+    return text[:_MAX_LOGGED_CHARS].replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def _loggable_input(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments for the log, bounded. What no tool takes (nested values) is kept as its beginning."""
+
+    def bounded(value: Any) -> Any:
+        if value is None or isinstance(value, bool | float):
+            return value
+        if isinstance(value, int):
+            return value if abs(value) < 2**53 else str(value)[:40]
+        return _loggable(value if isinstance(value, str) else repr(value)[:200])
+
+    return {
+        _loggable(str(name))[:100]: bounded(value) for name, value in list(arguments.items())[:_MAX_LOGGED_ARGUMENTS]
+    }

@@ -1,0 +1,189 @@
+"""The tool table: each tool once. Schemas, validation, the gate's rule and the reference derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Generic, TypeVar, get_args
+
+import msgspec
+from msgspec import Struct
+
+from application.learning import Learning, Lesson
+from domain.errors import InvalidArguments
+from domain.progress import Outcome
+from domain.tenancy import Caller, StepId, WalkthroughId
+from entrypoints.mcp import rendering
+from entrypoints.mcp.schema import (
+    LessonResult,
+    NextArguments,
+    NoArguments,
+    ReviewArguments,
+    SelectArguments,
+    StatusArguments,
+    StatusList,
+    WalkthroughList,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a tool answers with, and what the call log keeps of it."""
+
+    structured: Struct
+    text: str
+    outcome: str
+    walkthrough_id: WalkthroughId | None = None
+    version: int | None = None
+    step_id: StepId | None = None
+
+
+ArgumentsT = TypeVar("ArgumentsT", bound=Struct)
+
+
+@dataclass(frozen=True)
+class Tool(Generic[ArgumentsT]):
+    """One tool. `arguments` and `result` are structs: their schemas are what clients see."""
+
+    name: str
+    title: str
+    description: str
+    arguments: type[ArgumentsT]
+    result: type[Struct]
+    run: Callable[[Learning, Caller, ArgumentsT], Awaitable[Answer]]
+    is_read_only: bool
+    is_open: bool = False
+    """Whether it may be called without a token on a server whose auth mode is `on_demand`."""
+
+    def decode(self, arguments: Mapping[str, Any] | None) -> ArgumentsT:
+        """The arguments of a call, checked. `null` counts as absent.
+
+        Raises:
+            InvalidArguments: which of them is wrong, and what is expected.
+        """
+        given = {name: value for name, value in (arguments or {}).items() if value is not None}
+        for field in msgspec.structs.fields(self.arguments):
+            # Required, and yet None is a value of it: the tool itself has something better to say than "missing".
+            if field.required and NoneType in get_args(field.type):
+                given.setdefault(field.encode_name, None)
+        try:
+            return msgspec.convert(given, self.arguments, strict=True)
+        except msgspec.ValidationError as error:
+            raise InvalidArguments(str(error)) from error
+
+
+def _answered(lesson: Lesson) -> Answer:
+    result, text = rendering.lesson(lesson)
+    return Answer(
+        result,
+        text,
+        lesson.told,
+        lesson.standing.walkthrough_id,
+        lesson.version.number,
+        lesson.step.id if lesson.step else None,
+    )
+
+
+async def _list(learning: Learning, caller: Caller, arguments: NoArguments) -> Answer:
+    return Answer(*rendering.walkthrough_list(await learning.list(caller)), "listed")
+
+
+async def _select(learning: Learning, caller: Caller, arguments: SelectArguments) -> Answer:
+    return _answered(
+        await learning.select(
+            caller,
+            arguments.walkthrough,
+            restart=arguments.restart,
+            to_latest=arguments.version == "latest",
+        )
+    )
+
+
+async def _next(learning: Learning, caller: Caller, arguments: NextArguments) -> Answer:
+    return _answered(
+        await learning.next(
+            caller,
+            arguments.completed_step,
+            arguments.walkthrough,
+            outcome=Outcome(arguments.outcome),
+            note=_storable(arguments.note),
+        )
+    )
+
+
+async def _status(learning: Learning, caller: Caller, arguments: StatusArguments) -> Answer:
+    entries = await learning.status(caller, arguments.walkthrough)
+    return Answer(*rendering.status_list(entries), "listed")
+
+
+async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments) -> Answer:
+    return _answered(await learning.review(caller, arguments.walkthrough, arguments.step_number))
+
+
+def _storable(note: str | None) -> str | None:
+    """A person's note without what no database can hold; the rest of it counts."""
+    if note is None:
+        return None
+    return note.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+TOOLS: Mapping[str, Tool[Any]] = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            name="list_walkthroughs",
+            title="List walkthroughs",
+            description="Lists the step-by-step walkthroughs (courses, quickstarts, installers, integrations, "
+            "troubleshooting guides) that the user can take here, and how far they are. Use it when the user asks "
+            "what walkthroughs, tutorials or guides there are.",
+            arguments=NoArguments,
+            result=WalkthroughList,
+            run=_list,
+            is_read_only=True,
+            is_open=True,
+        ),
+        Tool(
+            name="select_walkthrough",
+            title="Start or resume a walkthrough",
+            description="Starts a walkthrough at step 1, or resumes it exactly where the user left off, and returns "
+            "the one step to present now. Also the way to find the current step again: it moves nothing. Present "
+            "that step, end your turn, and wait for the user.",
+            arguments=SelectArguments,
+            result=LessonResult,
+            run=_select,
+            is_read_only=False,
+        ),
+        Tool(
+            name="next_walkthrough_step",
+            title="Complete the step and go on",
+            description="Records that the user has finished the step they were shown, and returns the next one. Call "
+            "it only after the user has said that the step is done (or to be skipped, or that they are stuck), once "
+            "per step, with that step's handle as completed_step. Never call it several times in a row.",
+            arguments=NextArguments,
+            result=LessonResult,
+            run=_next,
+            is_read_only=False,
+        ),
+        Tool(
+            name="get_walkthrough_status",
+            title="Where the user stands",
+            description="Tells how far the user is in one walkthrough, or in all that they have begun. Shows no "
+            "step; to go on, use select_walkthrough.",
+            arguments=StatusArguments,
+            result=StatusList,
+            run=_status,
+            is_read_only=True,
+        ),
+        Tool(
+            name="review_walkthrough_step",
+            title="Look at a step again",
+            description="Shows the current step or one that the user has completed once more, by its number. Moves "
+            "nothing.",
+            arguments=ReviewArguments,
+            result=LessonResult,
+            run=_review,
+            is_read_only=True,
+        ),
+    )
+}

@@ -1,0 +1,63 @@
+"""Every setting of Cairn, once. Each is an environment variable; the command line overrides some of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from domain.errors import InvalidValue
+from domain.tenancy import slug
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process needs to know from outside. The variable is the field's name, upper-case, after `CAIRN_`."""
+
+    data_dir: Path = Path(".cairn")
+    """Where the embedded PostgreSQL and the token of `cairn dev` live."""
+    database_url: str | None = None
+    """`postgresql://…` of an existing server, PostgreSQL 15 to 18. Unset: the embedded one in the data directory."""
+    owner_database_url: str | None = None
+    """The same database as its owner, for migrations. Unset: `database_url` is the owner's, and the service gives
+    up the owner's rights on each connection."""
+    base_domain: str = "localhost"
+    """A server with the slug `acme` answers at `acme.<base domain>`."""
+    default_server: str | None = None
+    """Slug of the server that answers at bare `127.0.0.1`, `[::1]` and `localhost`; unset: none does."""
+
+    def __post_init__(self) -> None:
+        if self.default_server is not None:
+            slug(self.default_server)
+        for url in (self.database_url, self.owner_database_url):
+            if url is not None and not url.startswith(("postgresql://", "postgres://")):
+                raise InvalidValue("CAIRN_DATABASE_URL and CAIRN_OWNER_DATABASE_URL begin with postgresql://")
+        if self.owner_database_url is not None and self.database_url is None:
+            raise InvalidValue("CAIRN_OWNER_DATABASE_URL needs CAIRN_DATABASE_URL, the service's own login, beside it")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **overrides: Any) -> Self:
+        """The settings of this process; `overrides` that are not None win, empty variables count as unset.
+
+        Raises:
+            InvalidValue: for a value that cannot be.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if value := environment.get(_variable(field.name)):
+                values[field.name] = value
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        if "data_dir" in values:
+            values["data_dir"] = Path(values["data_dir"])
+        return cls(**values)
+
+    def environment(self) -> Mapping[str, str]:
+        """The variables that make these settings again, for a worker process."""
+        values = {_variable(field.name): getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _variable(name: str) -> str:
+    return f"CAIRN_{name.upper()}"
