@@ -31,7 +31,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml  # type: ignore[import-untyped]  # comes with msgspec[yaml]; its stubs are not among our tools
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
@@ -609,9 +609,7 @@ def _keep_block(source: _Source, opener: Token, text: str, blocks: dict[str, str
     if name in blocks:
         source.reject(_line(opener), Rule.BLOCK_TWICE, f"put all of the step's {name} into one block")
     if not text:
-        source.reject(
-            _line(opener), Rule.BLOCK_EMPTY, "write something between the two `:::` lines, or remove them"
-        )
+        source.reject(_line(opener), Rule.BLOCK_EMPTY, "write something between the `:::` lines, or remove them")
     blocks[name] = text
 
 
@@ -626,13 +624,10 @@ def _is_closed(fence: str, lines_below: Sequence[str]) -> bool:
 
 
 def _heading_text(markdown: str, env: EnvType) -> str:
-    try:
-        tokens = _MARKDOWN.parseInline(markdown, env) if len(markdown) <= MAX_HEADING_CHARS else []
-    except RecursionError:  # hundreds of images, each in the caption of the next
-        tokens = []
-    # What is too long to be parsed is too long for a title: as it stands, it will be refused as one.
-    text = _plain_text(tokens[0].children or ()) if tokens else markdown
-    return " ".join(text.split())
+    if len(markdown) > MAX_HEADING_CHARS:
+        return markdown  # as it stands it will be refused as a title
+    (inline,) = _MARKDOWN.parseInline(markdown, env)
+    return " ".join(_plain_text(inline.children or ()).split())
 
 
 def _plain_text(tokens: Sequence[Token]) -> str:

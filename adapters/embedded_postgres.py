@@ -87,9 +87,7 @@ class _Identity:
     become: bool = False  # the child changes to uid and gid before the program begins
     prefix: tuple[str, ...] = ()  # or a command does something like it
 
-    def spawn(
-        self, command: list[str | Path], output: int, pass_fds: tuple[int, ...] = ()
-    ) -> subprocess.Popen[bytes]:
+    def spawn(self, command: list[str | Path], output: int, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         """Start a program in its own session: a Ctrl-C in our terminal is not meant for it."""
         # The service's environment holds secrets and PG* variables: the server is to see neither.
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
@@ -222,6 +220,7 @@ class EmbeddedPostgres:
         self.data_dir = Path(os.path.realpath(data_dir))
         self.log_file = self.data_dir / "postgres.log"
         self._cluster = self.data_dir / "postgres"
+        self._draft = self.data_dir / "postgres.init"  # there while initdb runs, or after it was killed
         self._durable = durable
         self._settings = dict(settings or {})
         self._bin_dir = bin_dir and bin_dir.absolute()
@@ -339,7 +338,7 @@ class EmbeddedPostgres:
         while not gate.take(fcntl.LOCK_EX):
             patience.pause(
                 "waiting for another cairn process that starts or stops PostgreSQL",
-                alive=self._answer() is _Answer.NOT_YET,
+                alive=self._draft.exists() or self._answer() is _Answer.NOT_YET,
             )
         try:
             yield
@@ -496,7 +495,7 @@ class EmbeddedPostgres:
         """Make the cluster under another name, then rename it: it is there as a whole or not at all."""
         if self._cluster.exists() and any(self._cluster.iterdir()):
             raise EmbeddedPostgresError(f"{self._cluster} is not empty and no PostgreSQL cluster: move it away")
-        draft = self.data_dir / "postgres.init"
+        draft = self._draft
         if draft.exists():  # left by one that was killed; it is over, or it would hold the server lock
             shutil.rmtree(draft)
         draft.mkdir(mode=0o700)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -28,6 +29,11 @@ MAX_RESULT_BYTES = 40_000
 # What stands around a step's own texts in a result: headings, ids, progress and the closing lines, twice over
 # (text and structure), with the longest titles. Measured by a test that renders the largest step there can be.
 RESULT_FRAME_BYTES = 9_000
+
+# Neither has a place in UTF-8 text that a database holds.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# Control characters and Unicode's line and paragraph separators. Joiners stay: emoji and Persian need them.
+_BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class WalkthroughType(StrEnum):
@@ -78,7 +84,7 @@ def title(value: str) -> str:
     Raises:
         InvalidValue: for anything else.
     """
-    if not value.strip() or len(value) > MAX_TITLE_CHARS or not value.isprintable():
+    if not value.strip() or len(value) > MAX_TITLE_CHARS or _BREAKS_A_LINE.search(value):
         raise InvalidValue(f"a title is one line of 1 to {MAX_TITLE_CHARS} characters")
     return value
 
@@ -89,7 +95,7 @@ def description(value: str) -> str:
     Raises:
         InvalidValue: for anything else.
     """
-    if not value.strip() or len(value) > MAX_DESCRIPTION_CHARS or "\x00" in value:
+    if not value.strip() or len(value) > MAX_DESCRIPTION_CHARS or _UNSTORABLE.search(value):
         raise InvalidValue(f"a description has 1 to {MAX_DESCRIPTION_CHARS} characters")
     return value
 
@@ -123,8 +129,8 @@ class StepText:
         title(self.title)
         if not self.content.strip():
             raise InvalidValue(f"step {self.key!r} has no content for the user")
-        if any("\x00" in text for text in self.texts()):
-            raise InvalidValue(f"step {self.key!r} contains a NUL character")
+        if any(_UNSTORABLE.search(text) for text in self.texts()):
+            raise InvalidValue(f"step {self.key!r} contains a NUL character or half of a surrogate pair")
         if self.estimated_minutes is not None:
             minutes(self.estimated_minutes)
         if (size := self.delivered_bytes()) > MAX_RESULT_BYTES:

@@ -170,3 +170,7 @@ def token_create(**options: Any) -> None:
 def token_revoke(**options: Any) -> None:
     """End tokens, at once."""
     _run("token_revoke", options)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -185,10 +185,8 @@ def test_steps_come_in_natural_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_names_equal_but_for_leading_zeros_come_in_the_order_of_their_characters(tmp_path: Path) -> None:
-    files = {
-        name: f"---\nkey: k{number}\n---\n# {name}"
-        for number, name in enumerate(["1-a.md", "01-a.md", "001-a.md"])
-    }
+    names = ["1-a.md", "01-a.md", "001-a.md"]
+    files = {name: f"---\nkey: k{number}\n---\n# {name}" for number, name in enumerate(names)}
     assert [step.title for step in read(tmp_path, files).steps] == ["001-a.md", "01-a.md", "1-a.md"]
 
 
@@ -215,6 +213,11 @@ def test_line_endings_become_lf_and_a_byte_order_mark_is_dropped(tmp_path: Path)
 def test_a_block_text_in_yaml_loses_only_its_last_line_break(tmp_path: Path) -> None:
     text = WALKTHROUGH.replace("From nothing to a first answer.", "|\n  One\n  two\n\n  three\n\n")
     assert read(tmp_path, {"walkthrough.yaml": text, "a.md": STEP}).description == "One\ntwo\n\nthree"
+
+
+def test_only_spaces_and_tabs_make_a_line_blank_as_in_markdown(tmp_path: Path) -> None:
+    text = "---\ntitle: T\n---\n \t\n\xa0\n  Text.\n\x0c\n\n"
+    assert read_step(tmp_path, text).content == "\xa0\n  Text.\n\x0c"
 
 
 def test_a_link_within_the_folder_is_read(tmp_path: Path) -> None:
@@ -284,6 +287,7 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("fence-unclosed", 2, "# T\n```\nx\n``"),
     ("fence-unclosed", 2, "# T\n~~~\nx\n```\n    ~~~"),
     ("fence-unclosed", 3, "# T\n\n````"),
+    ("fence-unclosed", 2, "# T\n````\nx\n```"),
     ("fence-unclosed", 2, "# T\n```bash\nls\n```{{exec}}\n"),
     ("fence-unclosed", 4, "# T\n::: done-when\nx\n```\n:::\ny"),
     ("nesting-too-deep", 2, "# T\n" + ">" * 5000 + "x"),
@@ -293,7 +297,10 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
 
 @pytest.mark.parametrize(("rule", "line", "text"), STEP_CASES)
 def test_a_faulty_step_gives_one_finding_at_its_line(
-    tmp_path: Path, rule: str, line: int, text: str | bytes
+    tmp_path: Path,
+    rule: str,
+    line: int,
+    text: str | bytes,
 ) -> None:
     files = {"walkthrough.yaml": WALKTHROUGH, "01-a.md": text}
     assert findings(tmp_path, files) == [("01-a.md", line, rule)]
@@ -461,9 +468,8 @@ def test_a_finding_is_one_printable_line_whatever_the_file_is_called(tmp_path: P
 
 def test_quotes_nested_up_to_the_limit_are_read(tmp_path: Path) -> None:
     content = "# T\n\n" + ">" * (MAX_NESTING - 2) + " deep"
-    assert read_step(tmp_path, f"{content}\n::: done-when\nx\n:::") == StepText(
-        "install", "T", content, done_when="x"
-    )
+    expected = StepText("install", "T", content, done_when="x")
+    assert read_step(tmp_path, f"{content}\n::: done-when\nx\n:::") == expected
 
 
 # ----------------------------------------------------------------------------------------------- properties
@@ -519,9 +525,8 @@ PIECES += [
 ]
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map("".join)
 encoded = texts.map(lambda text: text.encode("utf-8", "surrogatepass"))
-file_bytes = (
-    st.binary(max_size=80) | encoded | encoded.map(lambda text: b"---\n" + text + b"\n---\n# T\n\nText.\n")
-)
+front_matter = encoded.map(lambda text: b"---\n" + text + b"\n---\n# T\n\nText.\n")
+file_bytes = st.binary(max_size=80) | encoded | front_matter
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -566,16 +571,14 @@ content_piece = st.one_of(
     plain.map(lambda text: f"> {text}\n> ::: done-when"),
     plain.map(lambda text: f"<!-- {text.replace('-', '')}\n\n::: done-when\n-->"),
 )
-texts_of_a_step = (
-    st.lists(content_piece, min_size=1, max_size=3).map("\n\n".join).map(lambda text: text.strip("\n"))
-)
+pieces = st.lists(content_piece, min_size=1, max_size=3)
+texts_of_a_step = pieces.map(lambda several: "\n\n".join(several).strip("\n"))
 titles = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=200).filter(
     lambda text: text.isprintable() and text.strip() != ""
 )
 keys = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
-descriptions = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=300
-)
+description_characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
+descriptions = st.text(description_characters, min_size=1, max_size=300)
 step_texts = st.builds(
     StepText,
     key=keys,
@@ -618,7 +621,8 @@ def step_file(step: StepText, blocks_first: bool) -> str:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(manuscript=manuscripts, blocks_first=st.booleans())
 def test_a_manuscript_written_to_a_folder_is_read_back_identical(
-    manuscript: Manuscript, blocks_first: bool
+    manuscript: Manuscript,
+    blocks_first: bool,
 ) -> None:
     own = [f"{name}: {quoted(getattr(manuscript, name))}" for name in ("key", "title", "description")]
     files = {"walkthrough.yaml": "\n".join(["schema: 1", *own, f"type: {manuscript.type.value}"])}

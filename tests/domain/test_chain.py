@@ -59,9 +59,7 @@ def carried_out(chain: StepChain, order: list[StepId], operation: Operation) -> 
 
 @given(orders, st.lists(operations, max_size=12))
 @examples(400)
-def test_any_sequence_of_edits_orders_the_steps_as_a_list_would(
-    order: list[StepId], sequence: list[Operation]
-) -> None:
+def test_any_sequence_of_edits_orders_the_steps_as_a_list_would(order: list[StepId], sequence: list[Operation]) -> None:
     chain = StepChain.of(order)
     table = {link.id: link.next_step_id for link in links_of(order)}
     for operation in sequence:

@@ -88,9 +88,7 @@ class Author:
 
     def publish(self, keys: Sequence[str], policy: PublishPolicy) -> Author:
         older = frozenset(range(1, self.latest + 1)) if policy is SUPERSEDE else frozenset()
-        return replace(
-            self, published=(*self.published, tuple(keys)), policy=policy, withdrawn=self.withdrawn | older
-        )
+        return replace(self, published=(*self.published, tuple(keys)), policy=policy, withdrawn=self.withdrawn | older)
 
     def publication(self, progress: Progress | None) -> Publication:
         return Publication(
@@ -523,9 +521,7 @@ def test_select_starts_at_step_1_of_the_latest_version() -> None:
     course = Course.of("ab").publish("xy")
     assert course.select() is Told.STARTED
     assert course.at == "x-2"
-    assert course.stands == Progress(
-        KEY, 2, 1, 1, Status.IN_PROGRESS, StepId("x-2"), frozenset(), START, START, None
-    )
+    assert course.stands == Progress(KEY, 2, 1, 1, Status.IN_PROGRESS, StepId("x-2"), frozenset(), START, START, None)
     assert course.events == [ProgressEvent(1, EventKind.STARTED, 1, 2, None, StepId("x-2"), None, None, START)]
 
 
@@ -575,9 +571,7 @@ def test_only_restart_leaves_a_completed_walkthrough() -> None:
 
 @pytest.mark.parametrize("latest", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_restart_begins_the_next_attempt_on_the_latest_version_whatever_version_says(
-    steps: int, latest: bool
-) -> None:
+def test_restart_begins_the_next_attempt_on_the_latest_version_whatever_version_says(steps: int, latest: bool) -> None:
     course = Course.of("abc").begin(steps).publish("xab", KEEP)
     course.now = Millis(START + 10)
     assert course.select(restart=True, latest=latest) is Told.RESTARTED
@@ -1047,9 +1041,7 @@ def event(revision: int, kind: EventKind, to_step_id: str | None, occurred_at: i
         ),
         pytest.param([event(2, EventKind.STARTED, "a-1")], id="begins at revision 2"),
         pytest.param([event(1, EventKind.STARTED, "a-1"), event(2, EventKind.STARTED, "a-1")], id="starts twice"),
-        pytest.param(
-            [event(1, EventKind.STARTED, "a-1"), event(1, EventKind.RESUMED, "a-1")], id="one revision twice"
-        ),
+        pytest.param([event(1, EventKind.STARTED, "a-1"), event(1, EventKind.RESUMED, "a-1")], id="one revision twice"),
         pytest.param([event(1, EventKind.STARTED, "a-1"), event(3, EventKind.RESUMED, "a-1")], id="a gap"),
         pytest.param(
             [event(1, EventKind.STARTED, "a-1"), event(2, EventKind.ADVANCED, "b-1", START - 1)], id="back in time"
@@ -1419,9 +1411,7 @@ class OnePersonWithSeveralClients(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stand is not None)
     @rule(client=clients, data=st.data(), outcome=outcomes, note=notes)
-    def says_of_a_step_never_shown(
-        self, client: int, data: st.DataObject, outcome: Outcome, note: str | None
-    ) -> None:
+    def says_of_a_step_never_shown(self, client: int, data: st.DataObject, outcome: Outcome, note: str | None) -> None:
         """A made-up handle of any step of any version, attempt and walkthrough but the current step's.
 
         That one nobody could tell from a handle that was shown.

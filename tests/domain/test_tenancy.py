@@ -72,9 +72,7 @@ def test_a_key_is_up_to_64_plain_characters_and_begins_with_a_letter_or_digit(va
     assert not acceptable or key(value) == value
 
 
-labels = st.text(LOWER + DIGITS + "-", min_size=1, max_size=5) | st.sampled_from(
-    ["com", "a" * 63, "b" * 64, "", "7"]
-)
+labels = st.text(LOWER + DIGITS + "-", min_size=1, max_size=5) | st.sampled_from(["com", "a" * 63, "b" * 64, "", "7"])
 
 
 @given(st.lists(labels, min_size=1, max_size=5).map(".".join))
@@ -97,9 +95,7 @@ def test_a_domain_is_a_host_name_of_several_labels_that_is_no_address(value: str
     assert is_accepted(domain_name, value) == acceptable
 
 
-@given(
-    st.lists(labels, min_size=2, max_size=4).map(".".join).filter(lambda value: is_accepted(domain_name, value))
-)
+@given(st.lists(labels, min_size=2, max_size=4).map(".".join).filter(lambda value: is_accepted(domain_name, value)))
 @examples(100)
 def test_a_domain_is_compared_in_lower_case_and_without_the_root_dot(value: str) -> None:
     plain = domain_name(value)

@@ -121,9 +121,7 @@ def test_the_hash_is_the_same_for_ever() -> None:
 # --------------------------------------------------------------------------------------------------- limits
 
 
-@pytest.mark.parametrize(
-    "value", ["", " ", "two\nlines", "a\ttab", "a\x00", "a" * (MAX_TITLE_CHARS + 1), "\ud800"]
-)
+@pytest.mark.parametrize("value", ["", " ", "two\nlines", "a\ttab", "a\x00", "a" * (MAX_TITLE_CHARS + 1), "\ud800"])
 def test_a_title_is_one_line_of_limited_length(value: str) -> None:
     with pytest.raises(InvalidValue):
         step(title=value)
@@ -249,6 +247,6 @@ def test_a_version_never_changes() -> None:
 @examples(100)
 def test_versions_are_equal_when_what_they_hold_is(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     assert (version_of(1, one) == version_of(1, other)) == (one == other)
-    assert Version(
-        version_of(1, one).key, "t", "d", WalkthroughType.COURSE, version_of(1, one).steps
-    ) != version_of(1, one)
+    assert Version(version_of(1, one).key, "t", "d", WalkthroughType.COURSE, version_of(1, one).steps) != version_of(
+        1, one
+    )

@@ -1,0 +1,52 @@
+# Everything a developer runs. `make run` and `make test` do all of their own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run install test check clean
+
+# Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
+run: install
+	$(BIN)/cairn dev --port $(or $(PORT),8000) --data-dir $(or $(DATA_DIR),.cairn)
+
+# What Cairn needs, and the `cairn` command, in .venv.
+install: .venv/installed
+
+# All tests; ARGS goes to pytest: make test ARGS="tests/domain -x"
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+# Lint, formatting, types, and the contracts between the rooms.
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Cairn needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The build backend is among the locked packages, so that nothing is fetched without its hash, and nothing at all
+# once it is there.
+.venv/installed: requirements.lock pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+.venv/installed-dev: requirements-dev.lock .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# Writes the lock files anew from pyproject.toml: names, versions and hashes, and no addresses.
+.PHONY: lock
+lock:
+	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/pip install --quiet uv
+	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url pyproject.toml --group build -o requirements.lock
+	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --constraints requirements.lock pyproject.toml --group build --group dev \
+	  -o requirements-dev.lock
+
+clean:
+	rm -rf .venv

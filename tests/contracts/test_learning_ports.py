@@ -1,0 +1,213 @@
+"""What the ports of learning promise, whichever implementation stands behind them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from application.ports import ToolCall
+from domain.progress import (
+    EventKind,
+    Outcome,
+    Progress,
+    ProgressEvent,
+    ProgressKey,
+    Told,
+    Transition,
+    replay,
+)
+from domain.tenancy import Caller, CallId, Millis, StepId
+from domain.walkthrough import PublishPolicy, VersionKey
+from tests.worlds import World, manuscript
+
+
+async def _begun(world: World, *steps: str) -> tuple[Caller, Progress]:
+    server = await world.server()
+    await world.publish(*steps)
+    caller = await world.caller(server)
+    lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+    return caller, lesson.progress
+
+
+def _advanced(progress: Progress, step: str = "stp_next") -> Transition:
+    event = ProgressEvent(
+        revision=progress.revision + 1,
+        kind=EventKind.ADVANCED,
+        attempt=progress.attempt,
+        version=progress.version,
+        from_step_id=progress.current_step_id,
+        to_step_id=StepId(step),
+        outcome=Outcome.DONE,
+        note=None,
+        occurred_at=Millis(progress.last_activity_at + 1),
+    )
+    after = replace(progress, revision=event.revision, current_step_id=StepId(step), last_activity_at=event.occurred_at)
+    return Transition(progress, after, (event,), Told.ADVANCED)
+
+
+async def _stored(world: World, caller: Caller) -> Progress | None:
+    (standing,) = await world.catalogue.matching(caller, "tour")
+    return standing.progress
+
+
+async def test_a_transition_is_committed_once(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    transition = _advanced(progress)
+    assert await world.progress.commit(transition)
+    assert not await world.progress.commit(transition)
+    assert await _stored(world, caller) == transition.after
+    assert len(await world.progress.events(progress.key)) == 2
+
+
+async def test_a_decision_on_what_is_no_longer_so_changes_nothing(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    assert await world.progress.commit(_advanced(progress, "stp_first"))
+    assert not await world.progress.commit(_advanced(progress, "stp_second"))
+    stored = await _stored(world, caller)
+    assert stored is not None
+    assert stored.current_step_id == "stp_first"
+    assert [event.to_step_id for event in await world.progress.events(progress.key)][1:] == ["stp_first"]
+
+
+async def test_a_progress_begins_once(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    (event,) = await world.progress.events(progress.key)
+    again = Transition(None, replace(progress, started_at=Millis(5)), (event,), Told.STARTED)
+    assert not await world.progress.commit(again)
+    assert await _stored(world, caller) == progress
+    assert len(await world.progress.events(progress.key)) == 1
+
+
+async def test_two_events_of_one_call_are_committed_together(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    first = _advanced(progress)
+    second = _advanced(first.after, "stp_last")
+    both = Transition(progress, second.after, first.events + second.events, Told.MOVED_TO_LATEST)
+    assert await world.progress.commit(both)
+    assert await _stored(world, caller) == second.after
+    assert [event.revision for event in await world.progress.events(progress.key)] == [1, 2, 3]
+
+
+async def test_a_note_is_known_by_attempt_step_and_text(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    assert progress.current_step_id is not None
+    handle = str(progress.handle())
+    for note in ("why?", None):
+        await world.learning.next(caller, handle, None, outcome=Outcome.STUCK, note=note)
+    step = progress.current_step_id
+    for attempt, step_id, note, expected in (
+        (1, step, "why?", True),
+        (1, step, None, True),
+        (1, step, "how?", False),
+        (2, step, "why?", False),
+        (1, StepId("stp_other"), "why?", False),
+    ):
+        assert await world.progress.is_noted(progress.key, attempt, step_id, note) is expected
+
+
+async def test_drafts_unknown_versions_and_other_organisations_are_not_in_the_library(world: World) -> None:
+    await world.server()
+    number = await world.publish("a")
+    draft = await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[])
+    organization_id = await world.tenants.organization("acme")
+    other = await world.tenancy.create_organization("globex")
+    assert organization_id is not None
+    published = VersionKey(organization_id, draft.walkthrough_id, number)
+    wanted = [
+        published,
+        VersionKey(organization_id, draft.walkthrough_id, draft.version),
+        VersionKey(organization_id, draft.walkthrough_id, 99),
+        VersionKey(other, draft.walkthrough_id, number),
+    ]
+    assert set(await world.library.versions(wanted)) == {published}
+
+
+async def test_a_catalogue_is_one_servers_and_shows_one_persons_progress(world: World) -> None:
+    guides = await world.server()
+    labs = await world.server(slug="labs")
+    foreign = await world.server("globex", "foreign")
+    await world.publish("a", "b", key="tour", servers=("guides", "labs"))
+    await world.publish("x", key="other", title="Another one")
+    await world.publish("x", key="theirs", organization="globex", servers=("foreign",))
+    ada, bob = await world.caller(guides), await world.caller(guides, "bob@example.com")
+    await world.learning.select(ada, "tour", restart=False, to_latest=False)
+
+    seen = {
+        name: [(each.key, each.progress is not None) for each in await world.catalogue.standings(caller)]
+        for name, caller in {
+            "ada": ada,
+            "bob": bob,
+            "nobody": Caller(guides.key, None),
+            "ada on labs": await world.caller(labs),
+            "foreign": await world.caller(foreign),
+        }.items()
+    }
+    assert seen == {
+        "ada": [("tour", True), ("other", False)],
+        "bob": [("tour", False), ("other", False)],
+        "nobody": [("tour", False), ("other", False)],
+        "ada on labs": [("tour", False)],
+        "foreign": [("theirs", False)],
+    }
+
+
+async def test_a_walkthrough_is_matched_by_id_key_and_title_whatever_its_letter_case(world: World) -> None:
+    caller, progress = await _begun(world, "a")
+    for reference in (progress.key.walkthrough_id, "tour", "The tour", "THE TOUR"):
+        (standing,) = await world.catalogue.matching(caller, reference)
+        assert standing.key == "tour"
+    for reference in ("tou", "TOUR", "%", "", "a\x00b", "\ud800"):
+        assert await world.catalogue.matching(caller, reference) == []
+
+
+async def test_a_list_is_in_display_order(world: World) -> None:
+    server = await world.server()
+    for key in ("one", "two", "three"):
+        await world.publish("a", key=key, title=key)
+    await world.authoring.assign("acme", "three", [("guides", 1)])
+    await world.authoring.assign("acme", "two", [("guides", None)])  # keeps its place
+    standings = await world.catalogue.standings(Caller(server.key, None))
+    assert [each.key for each in standings] == ["one", "three", "two"]  # 1, 1, 2: equal places go by key
+
+
+async def test_a_walkthrough_that_was_never_published_is_nowhere(world: World) -> None:
+    server = await world.server()
+    await world.authoring.push("acme", manuscript("a"), publish=None, servers=[("guides", None)])
+    assert await world.catalogue.standings(Caller(server.key, None)) == []
+
+
+async def test_events_replay_to_the_stored_progress(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b", "c")
+    lesson = await world.learning.next(caller, str(progress.handle()), None, outcome=Outcome.DONE, note=None)
+    await world.publish("n", "a", "b", "c", policy=PublishPolicy.CARRY_OVER)
+    handle = str(lesson.progress.handle())
+    lesson = await world.learning.next(caller, handle, None, outcome=Outcome.SKIPPED, note="known")
+    assert lesson.told is Told.MOVED_TO_LATEST
+    await world.learning.select(caller, "tour", restart=True, to_latest=False)
+    keys = [VersionKey(progress.key.organization_id, progress.key.walkthrough_id, number) for number in (1, 2)]
+    versions = {key.number: version for key, version in (await world.library.versions(keys)).items()}
+    events = await world.progress.events(progress.key)
+    assert [event.kind.value for event in events] == ["started", "advanced", "advanced", "moved", "restarted"]
+    assert replay(progress.key, events, versions) == await _stored(world, caller)
+
+
+async def test_a_call_is_logged_once_however_often_it_is_recorded_for_people_and_for_nobody(world: World) -> None:
+    server = await world.server()
+    for caller in (Caller(server.key, None), await world.caller(server)):
+        call = ToolCall(
+            id=CallId(f"call_{caller.user_id}"),
+            caller=caller,
+            tool_name="list_walkthroughs",
+            client_name="test",
+            client_version=None,
+            protocol_version="2026-07-28",
+            walkthrough_id=None,
+            version=None,
+            step_id=None,
+            outcome="listed",
+            error_code=None,
+            duration_us=12,
+            input={"odd": "\ufffd\u2028", "number": 2**60, "nothing": None},
+            created_at=Millis(1_800_000_000_000),
+        )
+        await world.calls.record(call)
+        await world.calls.record(call)

@@ -1,0 +1,102 @@
+"""A real service process on this module's database, and tenants on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+
+from adapters.postgres.connections import Database
+from adapters.system import RandomIds, SystemClock
+from domain.tenancy import AuthMode, Caller, Server
+from tests.processes import Learner, Serving, learner, serving
+from tests.worlds import World, on_postgres
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def service(owner_url: str) -> Iterator[Serving]:
+    """`cairn serve` on this module's database."""
+    with serving("serve", "--port", "0", CAIRN_DATABASE_URL=owner_url) as running:
+        yield running
+
+
+@dataclass
+class Tenant:
+    """An organisation with one server, as its people reach it."""
+
+    world: World
+    server: Server
+    service: Serving
+    organization: str
+
+    @property
+    def host(self) -> str:
+        return f"{self.server.slug}.localhost"
+
+    async def token(self, email: str = "ada@example.com") -> str:
+        return await self.world.identity.create_token(self.server.key, email)
+
+    async def caller(self, email: str = "ada@example.com") -> Caller:
+        return await self.world.caller(self.server, email)
+
+    async def publish(self, *steps: str, **given: Any) -> int:
+        return await self.world.publish(*steps, organization=self.organization, servers=(self.server.slug,), **given)
+
+    @asynccontextmanager
+    async def learner(
+        self, email: str | None = "ada@example.com", *, era: str = "auto", url: str | None = None
+    ) -> AsyncIterator[Learner]:
+        token = await self.token(email) if email else None
+        async with learner(url or self.service.url, token, era=era, host=self.host) as connected:
+            yield connected
+
+    async def post(self, body: Any, *, token: str | None = None, **headers: str) -> httpx2.Response:
+        """One raw request in the handshake era's form; header names with underscores for hyphens."""
+        all_headers = {
+            "host": self.host,
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            **({"authorization": f"Bearer {token}"} if token else {}),
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        content = {"content": body} if isinstance(body, bytes | str) else {"json": body}
+        async with httpx2.AsyncClient(timeout=30) as http:
+            return await http.post(self.service.url, headers=all_headers, **content)
+
+
+def call(tool: str, **arguments: Any) -> dict[str, Any]:
+    """The JSON-RPC request of a tool call."""
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+
+async def make_tenant(database: Database, service: Serving, **given: Any) -> Tenant:
+    """A tenant with a host name of its own, so that no cache remembers another test's."""
+    number = next(_numbers)
+    world = on_postgres(database, clock=SystemClock(), ids=RandomIds())
+    organization = f"org-{number}"
+    server = await world.server(organization, f"server-{number}", name=f"Guides {number}", **given)
+    return Tenant(world, server, service, organization)
+
+
+@pytest.fixture
+async def tenant(database: Database, service: Serving) -> Tenant:
+    return await make_tenant(database, service)
+
+
+@pytest.fixture
+async def closed_tenant(database: Database, service: Serving) -> Tenant:
+    """A tenant whose server wants a token from the first request on."""
+    return await make_tenant(database, service, auth_mode=AuthMode.ON_CONNECT)
+
+
+@pytest.fixture(params=["auto", "legacy"])
+def era(request: pytest.FixtureRequest) -> str:
+    """Both protocol eras: the client's `auto` finds 2026-07-28, `legacy` speaks the handshake of 2025-11-25."""
+    return str(request.param)
