@@ -10,7 +10,6 @@ from domain.progress import (
     Outcome,
     Progress,
     ProgressEvent,
-    ProgressKey,
     Told,
     Transition,
     replay,

@@ -807,7 +807,7 @@ def test_root_adopts_and_revives_the_server_of_an_ordinary_user(
     data_dir = place / ("long" * 30)
     cairn = ordinary_cairn(data_dir)
     pid = cairn.ask("start")
-    with EmbeddedPostgres(data_dir) as server:
+    with EmbeddedPostgres(data_dir, durable=False) as server:
         assert str(server.pid) == pid
         assert value(server, "select 1") == 1
         os.kill(int(pid), signal.SIGKILL)

@@ -1,0 +1,50 @@
+"""`cairn serve` that kills itself with SIGKILL at a named point, at the n-th time it comes there.
+
+CRASH_POINT   before_commit | after_commit | before_log | after_log
+CRASH_AT      counted from 1
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from dependency_injector import providers
+
+from application.ports import ToolCall
+from domain.progress import Transition
+from entrypoints import container as composition
+from entrypoints.cli import main
+
+_POINT, _remaining = os.environ["CRASH_POINT"], int(os.environ["CRASH_AT"])
+
+
+def _pass(point: str) -> None:
+    global _remaining  # noqa: PLW0603
+    if point == _POINT:
+        _remaining -= 1
+        if _remaining == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashingStore(composition.PostgresProgressStore):
+    async def commit(self, transition: Transition) -> bool:
+        _pass("before_commit")
+        committed = await super().commit(transition)
+        _pass("after_commit")
+        return committed
+
+
+class CrashingLog(composition.PostgresCallLog):
+    async def record(self, call: ToolCall) -> None:
+        _pass("before_log")
+        await super().record(call)
+        _pass("after_log")
+
+
+if __name__ == "__main__":
+    container = composition.Container
+    container.progress_store.override(providers.Singleton(CrashingStore, container.database))
+    container.call_log.override(providers.Singleton(CrashingLog, container.database))
+    main.main(sys.argv[1:])
