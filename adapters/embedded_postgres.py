@@ -364,6 +364,13 @@ class EmbeddedPostgres:
 
     # ------------------------------------------------------------------------------------- looking at a server
 
+    def exists(self) -> bool:
+        """Whether the data directory holds a database already; True also where this cannot be seen."""
+        try:
+            return self._initialised or (not self.data_dir.is_dir() and self.data_dir.exists())
+        except OSError:
+            return True
+
     @property
     def _initialised(self) -> bool:
         return (self._cluster / "PG_VERSION").exists()

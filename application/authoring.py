@@ -54,7 +54,5 @@ class Authoring:
         placements = await self._placements(organization, servers)
         return await self._walkthroughs.assign(organization_id, key, placements, self._clock.now())
 
-    async def _placements(
-        self, organization: str, servers: Sequence[tuple[str, int | None]]
-    ) -> Sequence[Placement]:
+    async def _placements(self, organization: str, servers: Sequence[tuple[str, int | None]]) -> Sequence[Placement]:
         return [Placement((await self._tenancy.server(slug, organization)).key, order) for slug, order in servers]

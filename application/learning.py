@@ -56,9 +56,7 @@ class Entry:
 class Learning:
     """The end user's use cases. Holds no state of its own."""
 
-    def __init__(
-        self, catalogue: Catalogue, library: VersionLibrary, progress: ProgressStore, clock: Clock
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, library: VersionLibrary, progress: ProgressStore, clock: Clock) -> None:
         self._catalogue = catalogue
         self._library = library
         self._progress = progress

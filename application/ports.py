@@ -177,9 +177,7 @@ class TokenStore(Protocol):
         """Whose token it is; None for an unknown or revoked one, or another server's."""
         ...
 
-    async def issue(
-        self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis
-    ) -> UserId:
+    async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
         """Adds a token for the person with this verified e-mail; `new_user` is the id they get if unknown."""
         ...
 

@@ -190,5 +190,5 @@ class ContentRejected(OperatorError):
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         count = len(findings)
-        super().__init__(f"{count} problem{'s' if count != 1 else ''} found; nothing was stored")
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} found")
         self.findings = tuple(findings)

@@ -477,9 +477,7 @@ def _move(progress: Progress, versions: Versions, latest: Version, now: Millis) 
     """Carries over by step key: completed steps stay completed, and the first other one is the current step."""
     to_step_id = _first_open(latest, progress.completed_keys(versions[progress.version]))
     told = Told.MOVED_TO_LATEST if to_step_id else Told.COMPLETED
-    return _step(
-        progress, progress.key, EventKind.MOVED, latest, to_step_id, now=now, told=told, versions=versions
-    )
+    return _step(progress, progress.key, EventKind.MOVED, latest, to_step_id, now=now, told=told, versions=versions)
 
 
 def _first_open(version: Version, completed: frozenset[str]) -> StepId | None:

@@ -32,7 +32,7 @@ from application.authoring import Authoring
 from application.identity import Identity
 from application.learning import Learning
 from application.tenancy import Tenancy
-from domain.errors import OperatorError
+from domain.errors import NotFound, OperatorError
 from entrypoints.settings import Settings
 
 _DATABASE = "cairn"  # on the embedded server
@@ -110,10 +110,13 @@ class Storage:
 
 
 @contextmanager
-def storage(settings: Settings, on_slow: Callable[[str], None] = lambda message: None) -> Iterator[Storage]:
+def storage(
+    settings: Settings, on_slow: Callable[[str], None] = lambda message: None, *, may_create: bool = False
+) -> Iterator[Storage]:
     """The database of these settings; the embedded one is started, or joined, and left again at the end.
 
-    `on_slow` is told, in a sentence, what takes more than a second.
+    `on_slow` is told, in a sentence, what takes more than a second. Only with `may_create` is an embedded server
+    made where there is none: whoever mistypes a folder should not find a database there.
 
     Raises:
         OperatorError: when the embedded server cannot be had, with what to do.
@@ -124,7 +127,13 @@ def storage(settings: Settings, on_slow: Callable[[str], None] = lambda message:
         login = None if access.assume_role else schema.login_of(settings.database_url)
         yield Storage(owner_url, access, login, None)
         return
-    with EmbeddedPostgres(settings.data_dir, on_slow=on_slow) as embedded:
+    embedded_server = EmbeddedPostgres(settings.data_dir, on_slow=on_slow)
+    if not may_create and not embedded_server.exists():
+        raise NotFound(
+            f"there is no database in {settings.data_dir}: name the right one with --data-dir, or make one with "
+            "'cairn migrate' or 'cairn dev'"
+        )
+    with embedded_server as embedded:
         yield Storage(
             embedded.dsn("postgres", _DATABASE), Access(embedded.dsn(SERVICE_ROLE, _DATABASE)), SERVICE_ROLE, embedded
         )

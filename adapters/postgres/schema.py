@@ -112,7 +112,10 @@ async def check_schema(access: Access) -> None:
     """
     head = ScriptDirectory.from_config(_config()).get_current_head()
     async with unavailable_when_away():
-        connection = await asyncpg.connect(**access.connect_arguments())
+        try:
+            connection = await asyncpg.connect(**access.connect_arguments())
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise WrongSchema(f"the database lets the service not in ({error}): run 'cairn migrate'") from error
         try:
             revision = await connection.fetchval("select version_num from alembic_version")
             may_do_anything = await connection.fetchval(

@@ -58,13 +58,13 @@ def _print(as_json: bool, result: Any, *lines: str) -> None:
         click.echo(line)
 
 
-def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]]) -> _T:
+def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
     settings = Settings.from_environment(data_dir=data_dir)
 
     async def awaited(held: Storage) -> _T:
         return await work(held)
 
-    with storage(settings, _say) as held:
+    with storage(settings, _say, may_create=may_create) as held:
         return asyncio.run(awaited(held))
 
 
@@ -84,7 +84,7 @@ def dev(data_dir: Path | None, port: int) -> None:
     settings = Settings.from_environment(
         data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER", "demo")
     )
-    with storage(settings, _say) as held:
+    with storage(settings, _say, may_create=True) as held:
         connection = asyncio.run(prepare_demo(held, settings))
         serve_until_stopped(held, settings, host="127.0.0.1", port=port, workers=1, on_ready=connection.announce)
 
@@ -104,7 +104,7 @@ def serve(data_dir: Path | None, host: str, port: int, workers: int) -> None:
 
 
 def migrate(data_dir: Path | None, as_json: bool) -> None:
-    revision = _with_storage(data_dir, lambda held: held.migrate())
+    revision = _with_storage(data_dir, lambda held: held.migrate(), may_create=True)
     _print(as_json, {"revision": revision}, f"The database is at schema {revision}.")
 
 

@@ -58,6 +58,11 @@ class Connection:
             click.echo(line)
 
 
+def shipped_walkthroughs() -> list[Path]:
+    """The folders of the walkthroughs that come with Cairn, in their order."""
+    return sorted(folder for folder in WALKTHROUGHS.iterdir() if folder.is_dir())
+
+
 async def prepare_demo(storage: Storage, settings: Settings) -> Connection:
     """Migrates, and makes whatever of the demo is not there yet. Safe to repeat."""
     await storage.migrate()
@@ -69,7 +74,7 @@ async def prepare_demo(storage: Storage, settings: Settings) -> Connection:
             await container.tenancy().create_server(
                 DEMO, DEMO, auth_mode=AuthMode.ON_DEMAND, name="Cairn demo", custom_domain=None
             )
-        for order, folder in enumerate(sorted(WALKTHROUGHS.iterdir()), start=1):
+        for order, folder in enumerate(shipped_walkthroughs(), start=1):
             await container.authoring().push(
                 DEMO,
                 container.read_folder()(folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -50,6 +51,10 @@ def serve_until_stopped(
     }
     if workers == 1:
         config = uvicorn.Config(application(storage, settings), **options)  # type: ignore[arg-type]
+        # uvicorn raises the signal that stopped it once more, for whoever waits for it. Nobody does: to be stopped is
+        # how serving ends, and what follows (the embedded server is left) has still to happen.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: None)
         _Server(config, lambda: on_ready(address)).run(sockets=[listening])
         return
     os.environ.update(settings.environment())

@@ -103,7 +103,7 @@ def _what_now(it: Lesson, result: LessonResult) -> str:
     if it.told is Told.REPEATED and step is not None:
         lines.append("That step was completed before, so nothing has moved. This is the current step.")
     if it.told is Told.STUCK:
-        lines.append("The author has been told that the user is stuck here. Help them with this step.")
+        lines.append("It is recorded for the author that the user is stuck here. Help them with this step.")
     if it.told is Told.MOVED_TO_LATEST:
         lines.append(f"The user is now on version {result.walkthrough.version}. What they completed stays completed.")
     if it.told is Told.REVIEW:
@@ -139,13 +139,17 @@ def _what_now(it: Lesson, result: LessonResult) -> str:
 
 def _lesson_text(result: LessonResult) -> str:
     walkthrough, step = result.walkthrough, result.step
-    where = f"version {walkthrough.version} · {result.status.value}"
+    progress = result.progress
+    where = (
+        f"{progress.completed_steps} of {progress.total_steps} completed · attempt {progress.attempt} · "
+        f"version {walkthrough.version} · {result.status.value}"
+    )
     if step is None:
         return f"{walkthrough.title} · {where}\n\n{result.what_now}"
     minutes = f" · about {step.estimated_minutes} min" if step.estimated_minutes else ""
     fence = hashlib.sha256(step.content.encode()).hexdigest()[:_FENCE_DIGITS]
     parts = [
-        f"{walkthrough.title} · step {step.number} of {result.progress.total_steps}: {step.title} · {where}{minutes}",
+        f"{walkthrough.title} · step {step.number} of {progress.total_steps}: {step.title} · {where}{minutes}",
         f"----- for the user {fence} -----\n{step.content}\n----- end {fence} -----",
     ]
     if step.assistant_notes:

@@ -48,7 +48,7 @@ class NextArguments(Struct, forbid_unknown_fields=True):
     walkthrough: _Reference | None = None
     outcome: Annotated[
         Literal["done", "skipped", "stuck"],
-        Meta(description="stuck: the user cannot go on; says so to the author and stays on the step."),
+        Meta(description="stuck: the user cannot go on; this is recorded for the author, and nothing moves."),
     ] = "done"
     note: (
         Annotated[

@@ -21,7 +21,7 @@ _POINT, _remaining = os.environ["CRASH_POINT"], int(os.environ["CRASH_AT"])
 
 
 def _pass(point: str) -> None:
-    global _remaining  # noqa: PLW0603
+    global _remaining
     if point == _POINT:
         _remaining -= 1
         if _remaining == 0:

@@ -33,7 +33,7 @@ async def held_back(owner_url: str, owner: asyncpg.Connection, lock: str, conten
         yield
         # Shorter than the service's own lock timeout, so that what is waited for is really still waiting.
         async with asyncio.timeout(2.4):
-            while await owner.fetchval(_WAITING) < contenders:
+            while await owner.fetchval(_WAITING) < contenders:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
                 await asyncio.sleep(0)
     finally:
         await transaction.rollback()

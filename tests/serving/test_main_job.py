@@ -186,7 +186,9 @@ async def test_the_text_alone_says_everything_that_the_structure_says(tenant: Te
         told, text = result.structured_content, text_of(result)
         assert told is not None
         fence = hashlib.sha256(told["step"]["content"].encode()).hexdigest()[:16]
-        assert text.splitlines()[0] == "The tour · step 1 of 2: Step one · version 1 · started · about 2 min"
+        assert text.splitlines()[0] == (
+            "The tour · step 1 of 2: Step one · 0 of 2 completed · attempt 1 · version 1 · started · about 2 min"
+        )
         assert f"{fence} -----\nDo one.\n----- end {fence}" in text
         assert text.endswith(told["what_now"])
         assert told["step"]["handle"] in text
