@@ -26,7 +26,7 @@ from application.identity import Identity
 from application.ports import ServerDirectory
 from domain.errors import TemporarilyUnavailable
 from domain.tenancy import AuthMode, Caller, Server, UserId
-from entrypoints.mcp.server import MAX_BODY_BYTES, STATE_KEY, Arrival
+from entrypoints.mcp.server import ANSWER_SECONDS, MAX_BODY_BYTES, STATE_KEY, Arrival
 from entrypoints.mcp.tools import TOOLS
 
 _T = TypeVar("_T")
@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
 _MCP_PATHS = frozenset({"/mcp", "/mcp/"})
-# Of the 5 s in which every call is answered; the tool has the rest.
-_LOOKUP_TIMEOUT_SECONDS = 1.0
+# Of the time in which a request is answered: the tool has the rest.
+_LOOKUP_SECONDS = 1.5
 
 
 class Refusal(Exception):
@@ -82,19 +82,21 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _admit(self, scope: HTTPScope, receive: Receive) -> tuple[Arrival, Receive]:
+        now = asyncio.get_running_loop().time()
+        look_up_by, answer_by = now + _LOOKUP_SECONDS, now + ANSWER_SECONDS
         headers = _Headers(scope)
         host = self._host(headers)
         is_away = False
         server: Server | None = None
         try:
-            server = await self._server_at(host)
+            server = await self._server_at(host, look_up_by)
         except TemporarilyUnavailable:
             is_away = True
         if server is None and not is_away:
             raise Refusal(421, "No Cairn server answers at this host name.")
         _check_origin(headers, host)
         if scope["path"] not in _MCP_PATHS:
-            return Arrival(server, None, None), receive
+            return Arrival(server, None, None, answer_by), receive
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
 
@@ -106,7 +108,7 @@ class Gate:
             user_id: UserId | None = None
             if token is not None:
                 try:
-                    user_id = await self._user_of(server, token)
+                    user_id = await _by(look_up_by, self._identity.user_of(server.key, token))
                 except TemporarilyUnavailable:
                     is_away = True
                 else:
@@ -120,7 +122,7 @@ class Gate:
             if not any(message.get("method") == "tools/call" for message in messages):
                 raise Refusal(503, "The database cannot be reached; try again.", (b"retry-after", b"1"))
             caller = None
-        return Arrival(server, caller, headers.only(b"user-agent")), _replay(body, receive)
+        return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(body, receive)
 
     def _host(self, headers: _Headers) -> str:
         host = headers.only(b"host")
@@ -128,7 +130,7 @@ class Gate:
             raise Refusal(421, "A request names one host, in its Host header.")
         return host.lower()
 
-    async def _server_at(self, host: str) -> Server | None:
+    async def _server_at(self, host: str, look_up_by: float) -> Server | None:
         match = _HOST.fullmatch(host)
         assert match is not None  # noqa: S101  # checked as it came in
         name = match[1]
@@ -142,10 +144,7 @@ class Gate:
             custom_domain = name
         if slug is None and custom_domain is None:
             return None
-        return await _in_time(self._servers.server_at(slug=slug, custom_domain=custom_domain))
-
-    async def _user_of(self, server: Server, token: str) -> UserId | None:
-        return await _in_time(self._identity.user_of(server.key, token))
+        return await _by(look_up_by, self._servers.server_at(slug=slug, custom_domain=custom_domain))
 
 
 class _Gone(Exception):
@@ -182,10 +181,10 @@ class _Headers:
         return token.strip()
 
 
-async def _in_time(lookup: Awaitable[_T]) -> _T:
+async def _by(time: float, lookup: Awaitable[_T]) -> _T:
     """A look-up, or `TemporarilyUnavailable` when it takes too long."""
     try:
-        async with asyncio.timeout(_LOOKUP_TIMEOUT_SECONDS):
+        async with asyncio.timeout_at(time):
             return await lookup
     except TimeoutError as error:
         raise TemporarilyUnavailable from error

@@ -34,8 +34,8 @@ from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS, Answer, Tool
 
 MAX_BODY_BYTES = 2**20
-# A call is answered within 5 s whatever its database does: the gate has had at most 1 s of them.
-_CALL_TIMEOUT_SECONDS = 3.5
+# A call is answered within 5 s whatever its database does; what is left of them is for the network and the answer.
+ANSWER_SECONDS = 4.5
 _LIST_TTL_MS = 60_000  # how long a client may keep the list of tools: they change with a release only
 _MAX_LOGGED_CHARS = 4_000  # per argument; longer than any argument that can be right
 _MAX_LOGGED_ARGUMENTS = 20
@@ -55,6 +55,8 @@ class Arrival:
     tenant: Tenant | None
     caller: Caller | None
     user_agent: str | None
+    answer_by: float
+    """The event loop's time by which the request must be answered."""
 
 
 STATE_KEY = "cairn"
@@ -95,7 +97,7 @@ class McpEndpoint:
         async with self._manager.run():
             yield
             if self._running:
-                await asyncio.wait(self._running, timeout=_CALL_TIMEOUT_SECONDS)
+                await asyncio.wait(self._running, timeout=ANSWER_SECONDS)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, past the gate."""
@@ -122,30 +124,37 @@ class McpEndpoint:
         context: ServerRequestContext[Any, Any],
         params: types.CallToolRequestParams,
     ) -> types.CallToolResult:
-        """Runs the tool, records the call, and only then answers."""
+        """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
+        again is told so."""
         if arrival.caller is None:
             return _refused(TemporarilyUnavailable())
+        try:
+            async with asyncio.timeout_at(arrival.answer_by):
+                return await self._run_and_record(arrival.caller, arrival, context, params)
+        except (TemporarilyUnavailable, TimeoutError):
+            return _refused(TemporarilyUnavailable())
+
+    async def _run_and_record(
+        self,
+        caller: Caller,
+        arrival: Arrival,
+        context: ServerRequestContext[Any, Any],
+        params: types.CallToolRequestParams,
+    ) -> types.CallToolResult:
+        """Runs the tool, records the call, and only then answers."""
         began = time.perf_counter_ns()
         tool = TOOLS.get(params.name)
         answer: Answer | None = None
         failure: Exception | None = None
         try:
-            async with asyncio.timeout(_CALL_TIMEOUT_SECONDS):
-                if tool is not None:
-                    arguments = tool.decode(params.arguments)
-                    answer = await tool.run(self._learning, arrival.caller, arguments)
-        except TemporarilyUnavailable as error:
-            return _refused(error)
-        except TimeoutError:
-            return _refused(TemporarilyUnavailable())
+            if tool is not None:
+                answer = await tool.run(self._learning, caller, tool.decode(params.arguments))
+        except TemporarilyUnavailable:
+            raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded below and then answered
             failure = error
         duration_us = (time.perf_counter_ns() - began) // 1_000
-        try:
-            await self._record(arrival.caller, arrival, context, params, tool, answer, failure, duration_us)
-        except TemporarilyUnavailable as error:
-            # Whatever was committed stays so: the same call again answers `repeated`.
-            return _refused(error)
+        await self._record(caller, arrival, context, params, tool, answer, failure, duration_us)
         if isinstance(failure, ToolError):
             return _refused(failure)
         if failure is not None:

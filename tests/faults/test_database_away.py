@@ -1,0 +1,150 @@
+"""The database goes away and comes back: a clear answer within 5 s, nothing lost, and service again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres.connections import Access, Database
+from adapters.postgres.schema import migrate
+from tests.processes import Learner, Serving, serving
+from tests.serving.conftest import Tenant, make_tenant
+
+_PROMISED_SECONDS = 5.0
+_RECOVERY_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A server of this module's own, which it may mistreat; durable, since it is killed."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("mistreated")) as server:
+        asyncio.run(migrate(server.dsn()))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(postgres: EmbeddedPostgres) -> Iterator[Serving]:
+    with serving("serve", "--port", "0", CAIRN_DATABASE_URL=postgres.dsn()) as running:
+        yield running
+
+
+@pytest.fixture
+async def tenant(postgres: EmbeddedPostgres, service: Serving) -> AsyncIterator[Tenant]:
+    async with Database(Access(postgres.dsn(), assume_role=True)) as database:
+        yield await make_tenant(database, service)
+
+
+async def _answer(me: Learner, tool: str, **arguments: Any) -> tuple[str, float]:
+    """What a call is answered with (a status, or a tool error's code), and after how many seconds."""
+    began = time.monotonic()
+    result = await me.client.call_tool(tool, arguments)
+    seconds = time.monotonic() - began
+    if result.is_error:
+        return result.content[0].text.split(":")[0], seconds  # type: ignore[union-attr]
+    assert result.structured_content is not None
+    return str(result.structured_content.get("status")), seconds
+
+
+async def _until_it_works(me: Learner, tool: str, **arguments: Any) -> str:
+    async with asyncio.timeout(_RECOVERY_SECONDS):
+        while (status := (await _answer(me, tool, **arguments))[0]) == "temporarily_unavailable":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    return status
+
+
+@asynccontextmanager
+async def _paused(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
+    """Every process of the server stopped in its tracks, as on a machine that has frozen."""
+    postmaster = postgres.pid
+    assert postmaster is not None
+    with open(f"/proc/{postmaster}/task/{postmaster}/children") as listed:  # noqa: ASYNC230
+        children = listed.read().split()
+    processes = [postmaster, *map(int, children)]
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.promise("unavailable.in-time", "unavailable.recovers")
+async def test_while_the_database_is_stopped_calls_are_answered_and_nothing_is_lost(
+    tenant: Tenant, postgres: EmbeddedPostgres
+) -> None:
+    await tenant.publish("one", "two", "three")
+    async with tenant.learner() as me:
+        first = await me.call("select_walkthrough", walkthrough="tour")
+        handle = first["step"]["handle"]
+        postmaster = postgres.pid
+        assert postmaster is not None
+        os.kill(postmaster, signal.SIGKILL)
+        for tool, arguments in (
+            ("next_walkthrough_step", {"completed_step": handle}),
+            ("select_walkthrough", {"walkthrough": "tour"}),
+            ("list_walkthroughs", {}),
+        ):
+            code, seconds = await _answer(me, tool, **arguments)
+            assert code == "temporarily_unavailable"
+            assert seconds < _PROMISED_SECONDS
+        # While the database is away nobody can say whether a token is valid.
+        response = await tenant.post({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, token="cairn_any")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+        assert await asyncio.to_thread(postgres.ensure_running)
+        assert postgres.pid != postmaster
+        assert await _until_it_works(me, "next_walkthrough_step", completed_step=handle) == "advanced"
+        assert (await me.call("next_walkthrough_step", completed_step=handle))["status"] == "repeated"
+
+
+@pytest.mark.promise("unavailable.frozen")
+async def test_while_the_database_is_frozen_no_call_hangs_and_none_is_done_twice(
+    tenant: Tenant, postgres: EmbeddedPostgres
+) -> None:
+    await tenant.publish("one", "two", "three")
+    async with tenant.learner() as me:
+        first = await me.call("select_walkthrough", walkthrough="tour")
+        handle = first["step"]["handle"]
+        async with _paused(postgres):
+            answers = await asyncio.gather(
+                *(_answer(me, "next_walkthrough_step", completed_step=handle) for _ in range(12))
+            )
+            for code, seconds in answers:
+                assert code == "temporarily_unavailable"
+                assert seconds < _PROMISED_SECONDS
+        assert await _until_it_works(me, "next_walkthrough_step", completed_step=handle) in ("advanced", "repeated")
+        told = await me.call("select_walkthrough", walkthrough="tour")
+        assert (told["step"]["key"], told["progress"]["completed_steps"]) == ("two", 1)
+
+
+@pytest.mark.promise("unavailable.log")
+async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
+    tenant: Tenant, postgres: EmbeddedPostgres
+) -> None:
+    await tenant.publish("one", "two", "three")
+    async with tenant.learner() as me:
+        first = await me.call("select_walkthrough", walkthrough="tour")
+        handle = first["step"]["handle"]
+        holder = await asyncpg.connect(postgres.dsn())
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("lock table tool_calls in exclusive mode")
+        try:
+            code, seconds = await _answer(me, "next_walkthrough_step", completed_step=handle)
+            assert code == "temporarily_unavailable"
+            assert seconds < _PROMISED_SECONDS
+        finally:
+            await transaction.rollback()
+            await holder.close()
+        repeated = await me.call("next_walkthrough_step", completed_step=handle)
+        assert (repeated["status"], repeated["step"]["key"]) == ("repeated", "two")
