@@ -66,7 +66,7 @@ class StepChain:
             BrokenChain: when an id comes twice.
         """
         order = list(ids)
-        return cls.from_links(StepLink(step, after) for step, after in zip(order, [*order[1:], None], strict=True))
+        return cls.from_links(map(StepLink, order, [*order[1:], None]))
 
     def __iter__(self) -> Iterator[StepId]:
         step = self.first

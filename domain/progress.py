@@ -46,6 +46,9 @@ from domain.walkthrough import Publication, PublishPolicy, Step, Version
 
 MAX_NOTE_CHARS = 2_000
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# As `str` writes it, so that one handle has one text; and no more than a database holds, since the check at a
+# handle's end is no secret and anyone may compute it.
+_COUNT = re.compile(r"[1-9][0-9]{0,8}")
 _HANDLE_CHECK_CHARS = 6  # 24 bits: a handle that a model has mistyped passes once in 16 million
 
 
@@ -122,8 +125,7 @@ class StepHandle:
         walkthrough_id, version, step_id, attempt = parts
         if not _ID.fullmatch(walkthrough_id) or not _ID.fullmatch(step_id):
             return None
-        # Bounded to what the database can hold: the check is no secret, and anyone may compute it.
-        if not all(number.isascii() and number.isdigit() and len(number) <= 9 for number in (version, attempt)):
+        if not _COUNT.fullmatch(version) or not _COUNT.fullmatch(attempt):
             return None
         return cls(WalkthroughId(walkthrough_id), int(version), StepId(step_id), int(attempt))
 
@@ -261,19 +263,14 @@ def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, ve
     Raises:
         CorruptHistory: when the event cannot follow on this progress.
     """
-    if progress is None:
-        if event.kind is not EventKind.STARTED or event.revision != 1:
-            raise CorruptHistory(f"a progress cannot begin with {event.kind} at revision {event.revision}")
-    elif event.kind is EventKind.STARTED or event.revision != progress.revision + 1:
-        raise CorruptHistory(f"{event.kind} at revision {event.revision} cannot follow {progress.revision}")
-    elif event.occurred_at < progress.last_activity_at:
-        raise CorruptHistory("times within one progress do not decrease")
-
+    _require_possible(progress, event)
     completed = event.to_step_id is None
     begins = progress is None or event.kind is EventKind.RESTARTED
     if progress is None or begins:
         carried: frozenset[str] = frozenset()
     elif event.kind is EventKind.MOVED:
+        if progress.version not in versions:
+            raise CorruptHistory(f"version {progress.version}, which was left, is not there")
         carried = progress.completed_keys(versions[progress.version])
     else:
         carried = progress.carried
@@ -292,6 +289,33 @@ def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, ve
         last_activity_at=event.occurred_at,
         completed_at=completed_at,
     )
+
+
+def _require_possible(progress: Progress | None, event: ProgressEvent) -> None:
+    """Refuses what no decision below could have recorded."""
+    kind = event.kind
+    if progress is None:
+        possible = kind is EventKind.STARTED and (event.revision, event.attempt) == (1, 1)
+    else:
+        restarts, moves = kind is EventKind.RESTARTED, kind is EventKind.MOVED
+        possible = (
+            kind is not EventKind.STARTED
+            and event.revision == progress.revision + 1
+            and event.attempt == progress.attempt + restarts
+            and (event.version > progress.version if moves else restarts or event.version == progress.version)
+            # Completed is completed: a note may follow, and another attempt.
+            and (progress.status is Status.IN_PROGRESS or kind in (EventKind.STUCK, EventKind.RESTARTED))
+            and (
+                kind in (EventKind.ADVANCED, EventKind.MOVED)
+                or restarts
+                or event.to_step_id == progress.current_step_id
+            )
+            and event.occurred_at >= progress.last_activity_at
+        )
+    if event.to_step_id is None and kind in (EventKind.STARTED, EventKind.RESTARTED):
+        possible = False
+    if not possible:
+        raise CorruptHistory(f"{kind} at revision {event.revision} cannot follow on {progress}")
 
 
 def replay(key: ProgressKey, events: Iterable[ProgressEvent], versions: Versions) -> Progress:

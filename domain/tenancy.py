@@ -24,11 +24,13 @@ StepId = NewType("StepId", str)
 CallId = NewType("CallId", str)
 
 # One DNS label (RFC 1035 section 2.3.1, digits allowed first by RFC 1123 section 2.1): slugs become host names.
-_SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# Labels with hyphens in third and fourth place are reserved (RFC 5891 section 4.2.3.1).
+_SLUG = re.compile(r"(?!..--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 # Deliberately loose: an address is proved by a message that arrives, not by a pattern. RFC 5321 4.5.3.1: ≤ 254.
-_EMAIL = re.compile(r"(?=.{3,254}\Z)[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]+")
+_EMAIL = re.compile(r"(?=.{3,254}\Z)[^\s@<>,;\x00-\x1f\x7f]{1,64}@[^\s@<>,;\x00-\x1f\x7f]+")
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def slug(value: str) -> str:
@@ -65,19 +67,21 @@ def domain_name(value: str) -> str:
     Raises:
         InvalidValue: when it is no host name.
     """
-    lowered = value.lower().rstrip(".")
+    lowered = value.translate(_ASCII_LOWER).removesuffix(".")
     if not _DOMAIN.fullmatch(lowered):
         raise InvalidValue(f"{value!r} cannot be a domain: give a host name such as guides.example.com")
     return lowered
 
 
 def email_address(value: str) -> str:
-    """An e-mail address as Cairn compares it: trimmed and lower-cased.
+    """An e-mail address as Cairn compares it: trimmed, its ASCII letters lower-cased.
+
+    Other letters stay as they are: some fold to ASCII ones (the Kelvin sign to k), and two mailboxes would be one.
 
     Raises:
         InvalidValue: when it is no address.
     """
-    lowered = value.strip().lower()
+    lowered = value.strip().translate(_ASCII_LOWER)
     if not _EMAIL.fullmatch(lowered):
         raise InvalidValue(f"{value!r} cannot be an e-mail address: give one such as ada@example.com")
     return lowered

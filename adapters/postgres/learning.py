@@ -136,12 +136,13 @@ def _progress(key: ProgressKey, row: Record) -> Progress:
 
 # ------------------------------------------------------------------------------------------------- content
 
-# One row a step; the version's own columns come with each, which is cheaper than a second statement.
+# One row a step; the version's own columns come with each, which is cheaper than a second statement. Numbers
+# travel as text: of all arrays the driver knows those of text without asking the server on each new connection.
 _CONTENT = """
 select v.walkthrough_id, v.version, v.title as version_title, v.description, v.type,
        s.id, s.key, s.title, s.content, s.assistant_notes, s.workspace_actions, s.done_when, s.delivery,
        s.estimated_minutes
-  from unnest($2::text[], $3::integer[]) as wanted (walkthrough_id, version)
+  from unnest($2::text[], $3::text[]::integer[]) as wanted (walkthrough_id, version)
   join walkthrough_versions v
     on v.organization_id = $1 and v.walkthrough_id = wanted.walkthrough_id and v.version = wanted.version
   join walkthrough_steps s
@@ -192,7 +193,10 @@ class PostgresVersionLibrary:
             mine = [key for key in keys if key.organization_id == organization_id]
             async with self._database.hot() as connection:
                 rows = await connection.fetch(
-                    _CONTENT, organization_id, [key.walkthrough_id for key in mine], [key.number for key in mine]
+                    _CONTENT,
+                    organization_id,
+                    [key.walkthrough_id for key in mine],
+                    [str(key.number) for key in mine],
                 )
             by_version: dict[VersionKey, list[Record]] = {}
             for row in rows:
@@ -244,9 +248,10 @@ def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
 
 # ------------------------------------------------------------------------------------------------ progress
 
-# $1–$4 the key, $5 the revision the decision was based on, $6–$14 the new row, $15–$23 the events. The row is
-# compared and set, and the events go in with it, or nothing happens: a racing call that waited for the row
-# finds another revision and changes nothing.
+# $1–$4 the key, $5 the revision the decision was based on, $6–$14 the new row, $15–$23 what happened, and $24–$32
+# the move that a publish demanded after it, or nulls: a call records no more than these two. The row is compared
+# and set, and the events go in with it, or nothing happens: a racing call that waited for the row finds another
+# revision and changes nothing. (Events as arrays would make the driver look up types on every new connection.)
 _ADVANCE = """
 with moved as (
     update walkthrough_progress
@@ -259,8 +264,11 @@ with moved as (
 insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
        revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
 select $1, $2, $3, $4, e.*
-  from moved, unnest($15::integer[], $16::integer[], $17::integer[], $18::text[], $19::text[], $20::text[],
-                     $21::text[], $22::text[], $23::bigint[]) as e
+  from moved,
+       (values ($15::integer, $16::integer, $17::integer, $18::text, $19::text, $20::text, $21::text, $22::text,
+                $23::bigint),
+               ($24, $25, $26, $27, $28, $29, $30, $31, $32)) as e (revision)
+ where e.revision is not null
 """
 
 _BEGIN = """
@@ -274,9 +282,8 @@ with begun as (
 )
 insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
        revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
-select $1, $2, $3, $4, e.*
-  from begun, unnest($14::integer[], $15::integer[], $16::integer[], $17::text[], $18::text[], $19::text[],
-                     $20::text[], $21::text[], $22::bigint[]) as e
+select $1, $2, $3, $4, $14::integer, $15::integer, $16::integer, $17, $18, $19, $20, $21, $22::bigint
+  from begun
 """
 
 _IS_NOTED = """
@@ -313,12 +320,13 @@ class PostgresProgressStore:
             after.last_activity_at,
             after.completed_at,
         )
-        events = zip(*(_event_row(event) for event in transition.events), strict=True)
+        first, *second = map(_event_row, transition.events)
         async with self._database.hot() as connection:
             if before is None:
-                result = await connection.execute(_BEGIN, *_key_row(after.key), *row, *events)
+                result = await connection.execute(_BEGIN, *_key_row(after.key), *row, *first)
             else:
-                result = await connection.execute(_ADVANCE, *_key_row(after.key), before.revision, *row, *events)
+                (move,) = second or [_NO_EVENT]
+                result = await connection.execute(_ADVANCE, *_key_row(after.key), before.revision, *row, *first, *move)
         return int(result.rpartition(" ")[2]) == len(transition.events)  # "INSERT 0 1"
 
     async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
@@ -342,6 +350,9 @@ class PostgresProgressStore:
             )
             for row in rows
         ]
+
+
+_NO_EVENT: tuple[object, ...] = (None,) * 9
 
 
 def _key_row(key: ProgressKey) -> tuple[str, str, str, str]:

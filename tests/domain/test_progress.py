@@ -1016,12 +1016,19 @@ def test_both_events_of_one_call_bear_its_time() -> None:
     assert [event.occurred_at for event in course.events] == [START, START + 4, START + 4]
 
 
-def event(revision: int, kind: EventKind, to_step_id: str | None, occurred_at: int = START) -> ProgressEvent:
+def event(
+    revision: int,
+    kind: EventKind,
+    to_step_id: str | None,
+    occurred_at: int = START,
+    attempt: int = 1,
+    version: int = 1,
+) -> ProgressEvent:
     return ProgressEvent(
         revision,
         kind,
-        attempt=1,
-        version=1,
+        attempt=attempt,
+        version=version,
         from_step_id=None,
         to_step_id=None if to_step_id is None else StepId(to_step_id),
         outcome=None,
@@ -1051,6 +1058,49 @@ def event(revision: int, kind: EventKind, to_step_id: str | None, occurred_at: i
 def test_events_that_cannot_follow_on_each_other_are_refused(events: list[ProgressEvent]) -> None:
     with pytest.raises(CorruptHistory):
         replay(KEY, events, {1: version_of(1, "abc")})
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        pytest.param(event(3, EventKind.ADVANCED, "a-1"), id="advances after completion"),
+        pytest.param(event(3, EventKind.RESUMED, None), id="resumes after completion"),
+        pytest.param(event(3, EventKind.MOVED, "a-2", version=2), id="moves after completion"),
+        pytest.param(event(3, EventKind.STUCK, "a-1"), id="a note reopens it"),
+        pytest.param(event(3, EventKind.STUCK, None, attempt=9), id="a note in another attempt"),
+        pytest.param(event(3, EventKind.STUCK, None, version=2), id="a note changes the version"),
+        pytest.param(event(3, EventKind.RESTARTED, "a-1"), id="restarts in the same attempt"),
+        pytest.param(event(3, EventKind.RESTARTED, None, attempt=2), id="restarts into completion"),
+    ],
+)
+def test_what_the_rules_cannot_record_does_not_follow_on_completion(impossible: ProgressEvent) -> None:
+    completed = [event(1, EventKind.STARTED, "a-1"), event(2, EventKind.ADVANCED, None)]
+    versions = {1: version_of(1, "a"), 2: version_of(2, "ab")}
+    assert replay(KEY, completed, versions).status is Status.COMPLETED
+    with pytest.raises(CorruptHistory):
+        replay(KEY, [*completed, impossible], versions)
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        pytest.param(event(2, EventKind.MOVED, "b-1"), id="moves to the version it is on"),
+        pytest.param(event(2, EventKind.ADVANCED, "b-1", version=2), id="advances into another version"),
+        pytest.param(event(2, EventKind.RESUMED, "b-1"), id="resumes elsewhere"),
+        pytest.param(event(2, EventKind.ADVANCED, "b-1", attempt=2), id="advances into another attempt"),
+        pytest.param(event(1, EventKind.STARTED, "a-1", attempt=2), id="starts with a later attempt"),
+    ],
+)
+def test_what_the_rules_cannot_record_does_not_follow_in_progress(impossible: ProgressEvent) -> None:
+    begun = [event(1, EventKind.STARTED, "a-1")] if impossible.revision > 1 else []
+    with pytest.raises(CorruptHistory):
+        replay(KEY, [*begun, impossible], {1: version_of(1, "abc"), 2: version_of(2, "abc")})
+
+
+def test_a_move_away_from_a_version_that_is_not_there_is_refused() -> None:
+    events = [event(1, EventKind.STARTED, "a-1"), event(2, EventKind.MOVED, "a-2", version=2)]
+    with pytest.raises(CorruptHistory):
+        replay(KEY, events, {2: version_of(2, "abc")})
 
 
 def test_an_event_of_another_progress_does_not_follow() -> None:

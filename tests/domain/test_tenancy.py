@@ -57,8 +57,10 @@ def nearly(alphabet: str, longest: int) -> st.SearchStrategy[str]:
 @example("")
 @examples(500)
 def test_a_slug_is_exactly_a_dns_label_in_lower_case(value: str) -> None:
-    assert is_accepted(slug, value) == is_dns_label(value)
-    assert not is_dns_label(value) or slug(value) == value
+    # Reserved labels, such as those of internationalised names, are none that anyone may choose.
+    acceptable = is_dns_label(value) and value[2:4] != "--"
+    assert is_accepted(slug, value) == acceptable
+    assert not acceptable or slug(value) == value
 
 
 @given(nearly(LOWER + DIGITS + "._-", 64))
@@ -84,9 +86,9 @@ labels = st.text(LOWER + DIGITS + "-", min_size=1, max_size=5) | st.sampled_from
 @example(".".join(["a" * 61] * 3 + ["a" * 63, "com"]))
 @examples(500)
 def test_a_domain_is_a_host_name_of_several_labels_that_is_no_address(value: str) -> None:
-    parts = value.rstrip(".").split(".")
+    parts = value.removesuffix(".").split(".")
     acceptable = (
-        len(value.rstrip(".")) <= 253
+        len(value.removesuffix(".")) <= 253
         and len(parts) >= 2
         and all(map(is_dns_label, parts))
         and parts[-1][0] not in DIGITS
