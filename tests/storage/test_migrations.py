@@ -1,0 +1,452 @@
+"""What the migrations make, how they are run, and what is said where the service and a database do not fit."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+import migrations
+from adapters.postgres import connections
+from adapters.postgres.connections import SERVICE_ROLE, Access, Database
+from adapters.postgres.schema import check_schema, migrate
+from adapters.postgres.tables import metadata
+from domain.errors import WrongSchema
+from tests.storage.conftest import logged_in
+from tests.worlds import on_postgres
+
+MIGRATIONS = Path(migrations.__file__).parent
+TIMEOUTS = {"statement_timeout": "3s", "lock_timeout": "2500ms", "idle_in_transaction_session_timeout": "10s"}
+
+# Everything in a schema that somebody made, in words that do not depend on the order it was made in.
+_CATALOGUE = {
+    "tables": """
+        select c.relname, c.relkind::text, c.relpersistence::text, c.reloptions::text, pg_get_partkeydef(c.oid),
+               pg_get_expr(c.relpartbound, c.oid)
+          from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind not in ('i', 'I')""",
+    "columns": """
+        select c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated::text,
+               a.attidentity::text, pg_get_expr(d.adbin, d.adrelid)
+          from pg_attribute a join pg_class c on c.oid = a.attrelid
+          left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+         where c.relnamespace = 'public'::regnamespace and a.attnum > 0 and not a.attisdropped
+           and c.relkind in ('r', 'p')""",
+    "constraints": """
+        select c.relname || '.' || k.conname, k.contype::text, pg_get_constraintdef(k.oid), k.convalidated
+          from pg_constraint k join pg_class c on c.oid = k.conrelid
+         where c.relnamespace = 'public'::regnamespace and k.contype <> 'n'""",
+    "indexes": "select indexname, indexdef from pg_indexes where schemaname = 'public'",
+    "triggers": """
+        select c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
+          from pg_trigger t join pg_class c on c.oid = t.tgrelid
+         where c.relnamespace = 'public'::regnamespace and not t.tgisinternal""",
+    "functions": """
+        select p.oid::regprocedure::text, pg_get_functiondef(p.oid), p.proacl::text
+          from pg_proc p where p.pronamespace = 'public'::regnamespace""",
+    "grants": """
+        select c.relname, grantee::regrole::text, privilege_type
+          from pg_class c, aclexplode(c.relacl) where c.relnamespace = 'public'::regnamespace
+         union all
+        select 'public', case grantee when 0 then 'public' else grantee::regrole::text end, privilege_type
+          from pg_namespace, aclexplode(nspacl) where nspname = 'public'""",
+}
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _catalogue(url: str) -> Mapping[str, set[tuple[object, ...]]]:
+    async with _connected(url) as connection:
+        return {what: {tuple(row) for row in await connection.fetch(query)} for what, query in _CATALOGUE.items()}
+
+
+async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
+    """Runs synchronous work, as alembic's is, in one transaction."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda **_: asyncpg.connect(url), poolclass=NullPool
+    )
+    async with engine.begin() as connection:
+        return await connection.run_sync(work)
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _revisions() -> list[str]:
+    """From the first to the newest."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
+# ------------------------------------------------------------------------------------------------- up and down
+
+
+async def test_each_migration_goes_up_down_and_up_again(empty_url: str) -> None:
+    async with _connected(empty_url) as connection:
+        for revision in _revisions():
+            before = await _catalogue(empty_url)
+            await migrate_alone(empty_url, revision)
+            up = await _catalogue(empty_url)
+            await _on(empty_url, lambda connection: command.downgrade(_config(connection), "-1"))
+            down = await _catalogue(empty_url)
+            for what in _CATALOGUE:
+                added = {row for row in down[what] - before[what] if "alembic_version" not in str(row)}
+                assert (what, added, before[what] - down[what]) == (what, set(), set())
+            await migrate_alone(empty_url, revision)
+            assert await _catalogue(empty_url) == up
+        assert await connection.fetchval("select version_num from alembic_version") == _revisions()[-1]
+
+
+async def migrate_alone(url: str, revision: str) -> None:
+    await _on(url, lambda connection: command.upgrade(_config(connection), revision))
+
+
+async def test_migrating_again_changes_nothing(fresh_url: str) -> None:
+    before = await _catalogue(fresh_url)
+    assert await migrate(fresh_url) == _revisions()[-1]
+    assert await _catalogue(fresh_url) == before
+
+
+async def test_two_migrations_of_an_empty_database_at_once_both_succeed(empty_url: str, owner_url: str) -> None:
+    assert await asyncio.gather(migrate(empty_url), migrate(empty_url)) == [_revisions()[-1]] * 2
+    assert await _catalogue(empty_url) == await _catalogue(owner_url)
+
+
+async def test_two_migrations_that_make_the_same_months_at_once_both_succeed(fresh_url: str) -> None:
+    async with _connected(fresh_url) as connection:
+        months = await _months(connection)
+        await connection.execute("drop table " + ", ".join(months))
+        # Held where neither has made a month yet; the second may wait for the first instead.
+        async with connection.transaction():
+            await connection.execute("lock table tool_calls_default in access exclusive mode")
+            both = asyncio.gather(migrate(fresh_url), migrate(fresh_url), return_exceptions=True)
+            await _until_two_wait(connection)
+        assert await both == [_revisions()[-1]] * 2
+        assert await _months(connection) == months
+
+
+async def _months(connection: asyncpg.Connection) -> list[str]:
+    rows = await connection.fetch(
+        "select inhrelid::regclass::text from pg_inherits where inhparent = 'tool_calls'::regclass order by 1"
+    )
+    return [name for (name,) in rows if name != "tool_calls_default"]
+
+
+_OTHERS = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+
+
+async def _until_two_wait(connection: asyncpg.Connection) -> None:
+    """Until two other sessions are on this database, and each waits for a lock."""
+    waiting = (
+        "select count(*) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid() and wait_event_type = 'Lock'"
+    )
+    while await connection.fetchval(waiting) < 2:
+        await connection.execute("select pg_stat_clear_snapshot()")
+
+
+async def test_two_databases_of_one_server_migrate_at_once(empty_url: str, fresh_url: str) -> None:
+    async with _connected(fresh_url) as neighbour:
+        # What the neighbour's migration does to the role that they share.
+        async with neighbour.transaction():
+            await neighbour.execute(f"alter role {SERVICE_ROLE} set statement_timeout = '3s'")
+            await neighbour.execute(f"grant {SERVICE_ROLE} to current_user")
+            migration = asyncio.create_task(migrate(empty_url))
+            while not migration.done() and not await neighbour.fetchval(
+                "select exists (select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
+            ):
+                await asyncio.sleep(0)
+        assert await migration == _revisions()[-1]
+
+
+def test_migrations_import_nothing_of_ours() -> None:
+    ours = {"domain", "application", "adapters", "entrypoints", "migrations", "tests"}
+    files = sorted(MIGRATIONS.rglob("*.py"))
+    assert any(file.name == "env.py" for file in files)
+    assert any(file.parent.name == "versions" and file.stem != "__init__" for file in files)
+    for file in files:
+        imported = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Import():
+                    imported |= {name.name.partition(".")[0] for name in node.names}
+                case ast.ImportFrom():
+                    assert node.level == 0, f"{file} imports relatively"
+                    imported.add(str(node.module).partition(".")[0])
+        assert not imported & ours, file
+        assert imported <= sys.stdlib_module_names | {"alembic", "sqlalchemy"}, file
+
+
+# --------------------------------------------------------------------------------------------- the same tables
+
+
+async def test_alembic_finds_no_difference_between_migrations_and_tables(owner_url: str) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "include_name": lambda name, kind, _: kind != "table" or not name.startswith("tool_calls_"),
+            },
+        )
+        return compare_metadata(context, metadata)
+
+    assert await _on(owner_url, differences) == []
+
+
+async def test_the_tables_make_what_the_migrations_make_except_checks(owner_url: str, empty_url: str) -> None:
+    """What alembic does not compare: primary keys, deferrability, fillfactor, partitioning."""
+    await _on(empty_url, metadata.create_all)
+    from_tables, from_migrations = await _catalogue(empty_url), await _catalogue(owner_url)
+
+    def comparable(rows: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
+        # Checks and partitions are the migrations' alone.
+        return {
+            row
+            for row in rows
+            if row[1] != "c" and "alembic_version" not in str(row[0]) and not str(row[0]).startswith("tool_calls_2")
+            if not str(row[0]).startswith("tool_calls_default")
+        }
+
+    for what in ("tables", "columns", "constraints", "indexes"):
+        assert comparable(from_migrations[what]) == comparable(from_tables[what])
+        assert comparable(from_tables[what])
+    tables = {row[0]: row for row in from_migrations["tables"]}
+    assert tables["walkthrough_progress"][3] == "{fillfactor=80}"
+    assert tables["tool_calls"][4] == "RANGE (created_at)"
+
+
+# -------------------------------------------------------------------------------------------------- partitions
+
+
+async def test_this_and_the_next_months_have_a_partition(owner: asyncpg.Connection) -> None:
+    expected = await owner.fetch(
+        "select to_char(date_trunc('month', now() at time zone 'utc') + make_interval(months => n),"
+        " '\"tool_calls_\"YYYY_MM') from generate_series(0, 3) as n order by 1"
+    )
+    assert await _months(owner) == [name for (name,) in expected]
+
+
+async def test_partitions_follow_each_other_without_a_gap(fresh_url: str) -> None:
+    async with _connected(fresh_url) as connection:
+        # Over a leap day and a year's end, in a zone where none of them begins at midnight UTC.
+        await connection.execute("set timezone = 'Pacific/Auckland'")
+        await connection.execute("drop table " + ", ".join(await _months(connection)))
+        await connection.execute("select make_tool_call_partitions('2027-11-30T23:30:00Z', 15)")
+        bounds = await connection.fetch(
+            r"select c.relname, regexp_match(pg_get_expr(c.relpartbound, c.oid), '\(''(\d+)''\) TO \(''(\d+)''\)')"
+            r" from pg_class c where relname ~ '^tool_calls_\d+_\d+$' order by 1"
+        )
+        assert [name for name, _ in bounds][:3] == ["tool_calls_2027_11", "tool_calls_2027_12", "tool_calls_2028_01"]
+        assert len(bounds) == 16
+        assert [upper for _, (_, upper) in bounds][:-1] == [lower for _, (lower, _) in bounds][1:]
+        assert bounds[0][1][0] == "1825027200000"  # 2027-11-01T00:00:00Z
+
+
+@pytest.mark.parametrize(
+    "created_at",
+    [
+        pytest.param(0, id="1970"),
+        pytest.param(-(2**63), id="the first"),
+        pytest.param(2**63 - 1, id="the last"),
+        pytest.param(None, id="now"),
+        pytest.param(4_102_444_800_000, id="2100"),
+    ],
+)
+async def test_a_call_of_any_month_is_stored_once(tenants: asyncpg.Connection, created_at: int | None) -> None:
+    statement = """
+        insert into tool_calls (organization_id, created_at, id, mcp_server_id, tool_name, protocol_version, outcome,
+               duration_us, input)
+        values ('a', coalesce($1, (extract(epoch from now()) * 1000)::bigint), 'call', 'srv_a', 't', 'p', 'ok', 1, '{}')
+        returning tableoid::regclass::text"""
+    stored_in = await tenants.fetchval(statement, created_at)
+    assert (stored_in == "tool_calls_default") is (created_at is not None)
+    assert await tenants.fetchval("select count(*) from tool_calls where id = 'call'") == 1
+
+
+async def test_a_month_whose_calls_came_before_its_partition_goes_on_in_the_default_one(
+    fresh_url: str,
+) -> None:
+    async with _connected(fresh_url) as connection:
+        months = await _months(connection)
+        await connection.execute(f"drop table {months[0]}")
+        await connection.execute(
+            "insert into organizations values ('a', 'a', 'A', 1);"
+            "insert into mcp_servers (organization_id, id, slug, name, auth_mode, created_at)"
+            " values ('a', 'srv_a', 'a', 'A', 'on_demand', 1);"
+            "insert into tool_calls (organization_id, created_at, id, mcp_server_id, tool_name, protocol_version,"
+            " outcome, duration_us, input)"
+            " values ('a', extract(epoch from now()) * 1000, 'call', 'srv_a', 't', 'p', 'ok', 1, '{}')"
+        )
+        await migrate(fresh_url)
+        assert await _months(connection) == months[1:]
+        assert await connection.fetchval("select count(*) from tool_calls") == 1
+
+
+# ------------------------------------------------------------------------------------ what fits and what does not
+
+
+async def test_the_service_works_on_a_migrated_database(fresh_url: str) -> None:
+    await check_schema(Access(fresh_url, assume_role=True))
+
+
+async def test_a_newer_releases_database_says_upgrade(fresh_url: str) -> None:
+    async with _connected(fresh_url) as connection:
+        await connection.execute("update alembic_version set version_num = '9999'")
+        before = await _catalogue(fresh_url)
+        with pytest.raises(WrongSchema, match="newer Cairn: upgrade"):
+            await migrate(fresh_url)
+        with pytest.raises(WrongSchema, match="newer Cairn: upgrade"):
+            await check_schema(Access(fresh_url, assume_role=True))
+        assert await connection.fetchval("select version_num from alembic_version") == "9999"
+        assert await _catalogue(fresh_url) == before
+
+
+async def test_a_database_without_schema_says_migrate(empty_url: str) -> None:
+    with pytest.raises(WrongSchema, match="run 'cairn migrate'"):
+        await check_schema(Access(empty_url, assume_role=True))
+
+
+async def test_a_server_without_the_service_role_says_migrate(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the first start on a database that nobody has migrated, on a server that never saw Cairn."""
+    monkeypatch.setattr(connections, "SERVICE_ROLE", "cairn_nobody")
+    with pytest.raises(WrongSchema, match="run 'cairn migrate'"):
+        await check_schema(Access(empty_url, assume_role=True))
+
+
+async def test_a_schema_taken_down_says_migrate(fresh_url: str) -> None:
+    await _on(fresh_url, lambda connection: command.downgrade(_config(connection), "base"))
+    with pytest.raises(WrongSchema, match="run 'cairn migrate'"):
+        await check_schema(Access(fresh_url, assume_role=True))
+
+
+async def test_the_service_refuses_to_work_as_a_superuser(fresh_url: str) -> None:
+    with pytest.raises(WrongSchema, match="must not work as the owner of its tables or as a superuser"):
+        await check_schema(Access(fresh_url))
+
+
+@pytest.fixture
+def owned_url(empty_url: str, make_login: Callable[..., str], superuser_url: str) -> str:
+    """An empty database, as an owner who is no superuser and may hand out the service role."""
+    login = make_login("createrole", owns=empty_url)
+    asyncio.run(_execute(superuser_url, f"grant {SERVICE_ROLE} to {login} with admin option"))
+    return logged_in(empty_url, login)
+
+
+async def _execute(url: str, statement: str) -> None:
+    async with _connected(url) as connection:
+        await connection.execute(statement)
+
+
+async def test_an_owner_who_is_no_superuser_migrates_and_the_service_refuses_to_work_as_it(owned_url: str) -> None:
+    assert await migrate(owned_url) == _revisions()[-1]
+    await check_schema(Access(owned_url, assume_role=True))
+    with pytest.raises(WrongSchema, match="must not work as the owner of its tables or as a superuser"):
+        await check_schema(Access(owned_url))
+
+
+async def test_a_login_that_inherits_from_the_owner_is_refused_too(
+    owned_url: str, make_login: Callable[..., str], superuser_url: str
+) -> None:
+    deputy = await asyncio.to_thread(make_login)
+    await migrate(owned_url, service_login=deputy)
+    async with _connected(owned_url) as connection:
+        owner = await connection.fetchval("select current_user")
+    await _execute(superuser_url, f"grant {owner} to {deputy}")
+    with pytest.raises(WrongSchema, match="must not work as the owner"):
+        await check_schema(Access(logged_in(owned_url, deputy)))
+
+
+@pytest.mark.parametrize("may_create_in_schema", [False, True], ids=["a stranger", "an owner without createrole"])
+async def test_a_login_that_may_not_create_roles_migrates_nothing_and_is_told(
+    empty_url: str, make_login: Callable[..., str], may_create_in_schema: bool
+) -> None:
+    login = await asyncio.to_thread(make_login, owns=empty_url if may_create_in_schema else None)
+    before = await _catalogue(empty_url)
+    with pytest.raises(WrongSchema, match="migrate as its owner, a login that may create roles"):
+        await migrate(logged_in(empty_url, login))
+    assert await _catalogue(empty_url) == before
+
+
+async def test_a_failing_grant_to_the_services_login_leaves_nothing_half_made(empty_url: str) -> None:
+    before = await _catalogue(empty_url)
+    with pytest.raises(WrongSchema, match="cairn_absent_login"):
+        await migrate(empty_url, service_login="cairn_absent_login")
+    assert await _catalogue(empty_url) == before
+
+
+# ----------------------------------------------------------------------------------------- the service's own login
+
+
+async def test_a_login_that_nobody_let_in_is_told_how(fresh_url: str, make_login: Callable[..., str]) -> None:
+    login = await asyncio.to_thread(make_login)
+    with pytest.raises(WrongSchema, match="run 'cairn migrate' as the owner"):
+        await check_schema(Access(logged_in(fresh_url, login)))
+
+
+async def test_an_owners_login_that_may_not_become_the_service_is_told(
+    fresh_url: str, make_login: Callable[..., str]
+) -> None:
+    login = await asyncio.to_thread(make_login)
+    with pytest.raises(WrongSchema):
+        await check_schema(Access(logged_in(fresh_url, login), assume_role=True))
+
+
+async def test_a_login_of_its_own_works_as_the_service(fresh_url: str, make_login: Callable[..., str]) -> None:
+    login = await asyncio.to_thread(make_login)
+    await migrate(fresh_url, service_login=login)
+    access = Access(logged_in(fresh_url, login))
+    await check_schema(access)
+    async with Database(access) as database:
+        world = on_postgres(database)
+        server = await world.server()
+        await world.publish("one", "two")
+        caller = await world.caller(server)
+        lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+        assert lesson.progress.current_step_id is not None
+
+
+async def test_a_login_of_its_own_has_the_services_timeouts(fresh_url: str, make_login: Callable[..., str]) -> None:
+    login = await asyncio.to_thread(make_login)
+    await migrate(fresh_url, service_login=login)
+    async with Database(Access(logged_in(fresh_url, login))) as database, database.hot() as connection:
+        shown = {name: await connection.fetchval(f"show {name}") for name in TIMEOUTS}
+    assert shown == TIMEOUTS
+
+
+async def test_letting_a_login_in_twice_is_once(fresh_url: str, make_login: Callable[..., str]) -> None:
+    login = await asyncio.to_thread(make_login)
+    for _ in range(2):
+        await migrate(fresh_url, service_login=login)
+    async with _connected(fresh_url) as connection:
+        members = await connection.fetchval(
+            "select count(*) from pg_auth_members where member = $1::regrole and roleid = $2::regrole",
+            login,
+            SERVICE_ROLE,
+        )
+    assert members == 1

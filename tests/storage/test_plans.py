@@ -1,0 +1,249 @@
+"""The hot statements find their rows through indexes, however many there are, and updates stay within their page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import asyncpg
+import pytest
+
+from adapters.postgres.connections import Access, Database
+from application.ports import ToolCall
+from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Told, Transition
+from domain.tenancy import (
+    Caller,
+    CallId,
+    Millis,
+    OrganizationId,
+    ServerId,
+    ServerKey,
+    StepId,
+    UserId,
+    WalkthroughId,
+)
+from domain.walkthrough import VersionKey
+from tests.worlds import World, on_postgres
+
+# Ten organisations, each with 50 servers, 400 walkthroughs in 2 versions of 6 steps, and 100 people, who stand in 5 of
+# the walkthroughs of its first server. Enough for the planner to tell an index from a scan. Foreign keys and triggers
+# are off, for speed.
+_CROWD = """
+set session_replication_role = replica;
+insert into organizations select 'o' || o, 'o' || o, 'O', 1 from generate_series(0, 9) o;
+insert into mcp_servers (organization_id, id, slug, custom_domain, name, auth_mode, created_at)
+select 'o' || o, 's' || s, 'o' || o || 's' || s, 'o' || o || 's' || s || '.example.com', 'S', 'on_demand', 1
+  from generate_series(0, 9) o, generate_series(0, 49) s;
+insert into mcp_server_users select 'o' || o, 'u' || u, 'u' || u || '@example.com', 1, 1, 1
+  from generate_series(0, 9) o, generate_series(0, 99) u;
+insert into access_tokens select 'o' || o, sha256(('o' || o || 'u' || u || 't' || t)::bytea), 's0', 'u' || u, 1
+  from generate_series(0, 9) o, generate_series(0, 99) u, generate_series(0, 2) t;
+insert into walkthroughs select 'o' || o, 'w' || w, 'k' || w, true, 2, null, 1, 1
+  from generate_series(0, 9) o, generate_series(0, 399) w;
+insert into walkthrough_versions
+select 'o' || o, 'w' || w, v, 'published', 'Title ' || w, 'Shows.', 'course', 'w' || w || 'v' || v || 'n1', 6, 10, 'h',
+       'keep', 1, null, 1
+  from generate_series(0, 9) o, generate_series(0, 399) w, generate_series(1, 2) v;
+insert into walkthrough_steps
+select 'o' || o, 'w' || w, v, 'w' || w || 'v' || v || 'n' || n, 'n' || n, 'Step',
+       'w' || w || 'v' || v || 'n' || nullif(n + 1, 7), n, 'Do it.', null, null, null, 'explain', 1
+  from generate_series(0, 9) o, generate_series(0, 399) w, generate_series(1, 2) v, generate_series(1, 6) n;
+insert into mcp_server_walkthroughs select 'o' || o, 's' || s, 'w' || w, w, true, 1
+  from generate_series(0, 9) o, generate_series(0, 49) s, generate_series(0, 399) w where w % 40 = s % 5 * 8;
+insert into walkthrough_progress
+select 'o' || o, 's0', 'u' || u, 'w' || (u * 7 + p * 8) % 40, 1, 1, 3, 'n3', '{}', 'in_progress', 1, 2, null
+  from generate_series(0, 9) o, generate_series(0, 99) u, generate_series(0, 4) p;
+insert into walkthrough_progress_events
+select p.organization_id, p.mcp_server_id, p.mcp_server_user_id, p.walkthrough_id, r, 1, 1,
+       case r when 1 then 'started' else 'advanced' end, null, null, case r when 1 then null else 'done' end, null, 1
+  from walkthrough_progress p, generate_series(1, 3) r;
+insert into tool_calls (organization_id, created_at, id, mcp_server_id, tool_name, protocol_version, outcome,
+       duration_us, input)
+select 'o' || n % 10, n, 'c' || n, 's0', 't', 'p', 'ok', 1, '{}' from generate_series(1, 5000) n;
+reset session_replication_role;
+"""
+
+@pytest.fixture(scope="module")
+def crowded_url(make_database: Callable[..., str]) -> str:
+    """A database with ten busy organisations."""
+    url = make_database()
+
+    async def fill() -> None:
+        connection = await asyncpg.connect(url)
+        await connection.execute(_CROWD)
+        await connection.execute("vacuum analyze")
+        await connection.close()
+
+    asyncio.run(fill())
+    return url
+
+
+_SERVER = ServerKey(OrganizationId("o3"), ServerId("s0"))
+_U0 = Caller(_SERVER, UserId("u0"))  # stands in w0, w8, w16, w24 and w32
+_KEY = ProgressKey(_SERVER.organization_id, _SERVER.server_id, UserId("u0"), WalkthroughId("w8"))
+_VERSIONS = [VersionKey(_SERVER.organization_id, WalkthroughId(f"w{n}"), 1 + n % 16 // 8) for n in (0, 8, 16, 24, 32)]
+_STANDING = Progress(
+    key=_KEY,
+    version=1,
+    attempt=1,
+    revision=3,
+    status=Status.IN_PROGRESS,
+    current_step_id=StepId("n3"),
+    carried=frozenset(),
+    started_at=Millis(1),
+    last_activity_at=Millis(2),
+    completed_at=None,
+)
+
+
+def _moved(progress: Progress, kind: EventKind) -> Transition:
+    """To the next step, or from none to the first."""
+    begins = kind is EventKind.STARTED
+    event = ProgressEvent(
+        revision=1 if begins else progress.revision + 1,
+        kind=kind,
+        attempt=progress.attempt,
+        version=progress.version,
+        from_step_id=None if begins else progress.current_step_id,
+        to_step_id=StepId("stp_next"),
+        outcome=None if begins else Outcome.DONE,
+        note=None,
+        occurred_at=Millis(progress.last_activity_at + 1),
+    )
+    after = replace(
+        progress, revision=event.revision, current_step_id=event.to_step_id, last_activity_at=event.occurred_at
+    )
+    return Transition(None if begins else progress, after, (event,), Told.STARTED if begins else Told.ADVANCED)
+
+
+_NEW = replace(_STANDING, key=replace(_KEY, walkthrough_id=WalkthroughId("w1")), revision=1)
+_CALL = ToolCall(
+    caller=_U0,
+    id=CallId("call"),
+    tool_name="list_walkthroughs",
+    client_name=None,
+    client_version=None,
+    protocol_version="2025-11-25",
+    walkthrough_id=None,
+    version=None,
+    step_id=None,
+    outcome="ok",
+    error_code=None,
+    duration_us=1,
+    input={},
+    created_at=Millis(1),
+)
+
+# What a tool call asks of the ports, with arguments for which something is found.
+HOT: dict[str, Callable[[World], Awaitable[object]]] = {
+    "the list": lambda world: world.catalogue.standings(_U0),
+    "the list of nobody": lambda world: world.catalogue.standings(Caller(_SERVER, None)),
+    "one by id": lambda world: world.catalogue.matching(_U0, "w8"),
+    "one by title": lambda world: world.catalogue.matching(_U0, "title 8"),
+    "content": lambda world: world.library.versions(_VERSIONS[:1]),
+    "content of five": lambda world: world.library.versions(_VERSIONS),
+    "an advance": lambda world: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED)),
+    "a start": lambda world: world.progress.commit(_moved(_NEW, EventKind.STARTED)),
+    "whether it is noted": lambda world: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
+    "events": lambda world: world.progress.events(_KEY),
+    "the log": lambda world: world.calls.record(_CALL),
+    "the server of a slug": lambda world: world.servers.server_at(slug="o3s7", custom_domain=None),
+    "the server of a domain": lambda world: world.servers.server_at(slug=None, custom_domain="o3s7.example.com"),
+    "the user of a token": lambda world: world.tokens.user_of(_SERVER, sha256(b"o3u0t0").digest()),
+}
+
+
+class ExplainingDatabase(Database):
+    """Explains each hot statement after it has run, and takes back what it did."""
+
+    nodes: list[dict[str, Any]]
+    """Of the plan for its arguments, analysed."""
+    generic_nodes: list[dict[str, Any]]
+    """Of the plan for any arguments, which may take over from the sixth run of a statement on."""
+
+    @asynccontextmanager
+    async def hot(self) -> AsyncIterator[Any]:
+        ran: list[Any] = []
+        async with super().hot() as connection:
+            async with _taken_back(connection):
+                with connection.query_logger(ran.append):
+                    yield connection
+            (query,) = ran
+            async with _taken_back(connection):
+                explained = await connection.fetchval(
+                    f"explain (analyze, timing off, format json) {query.query}", *query.args
+                )
+                self.nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+            async with _taken_back(connection):
+                await connection.execute("set local plan_cache_mode = force_generic_plan")
+                await connection.execute(f"prepare hot as {query.query}")
+                nothing = ", ".join(["null"] * len(query.args))
+                explained = await connection.fetchval(f"explain (format json) execute hot ({nothing})")
+                await connection.execute("deallocate hot")
+                self.generic_nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+
+
+@asynccontextmanager
+async def _taken_back(connection: Any) -> AsyncIterator[None]:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
+
+
+@pytest.mark.parametrize("ask", HOT.values(), ids=HOT)
+async def test_a_hot_statement_scans_no_table(
+    crowded_url: str, ask: Callable[[World], Awaitable[object]]
+) -> None:
+    async with ExplainingDatabase(Access(crowded_url, assume_role=True)) as database:
+        answer = await ask(on_postgres(database))
+        assert answer is not False or ask is HOT["whether it is noted"]
+        assert answer not in ([], {}), "with other arguments, it would have another plan"
+        for nodes in (database.nodes, database.generic_nodes):
+            assert [node["Relation Name"] for node in nodes if "Seq Scan" in node["Node Type"]] == []
+        # Nor all that an organisation has in an index: what one person and one server have, and no more.
+        read = [
+            node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            for node in database.nodes
+            if "Relation Name" in node or "Index Name" in node
+        ]
+        assert max(read, default=0) <= 30
+
+
+async def test_advancing_updates_in_place(owner_url: str, owner: asyncpg.Connection) -> None:
+    """HOT: the new row version is in the same page, and no index is touched."""
+    counted = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'walkthrough_progress'"
+    before = await owner.fetchrow(counted)
+    async with Database(Access(owner_url, assume_role=True), pool_size=1) as database:
+        world = on_postgres(database)
+        server = await world.server()
+        await world.publish("one", "two")
+        learners = []
+        for number in range(40):
+            caller = await world.caller(server, f"learner-{number}@example.com")
+            lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+            learners.append(lesson.progress)
+        for _ in range(25):
+            for number, progress in enumerate(learners):
+                transition = _moved(progress, EventKind.ADVANCED)
+                assert await world.progress.commit(transition)
+                learners[number] = transition.after
+        async with database.hot() as connection:
+            await connection.execute("select pg_stat_force_next_flush()")
+    await owner.execute("select pg_stat_clear_snapshot()")
+    updated, in_place = (now - then for now, then in zip(await owner.fetchrow(counted), before, strict=True))
+    assert updated >= 1_000
+    assert in_place > 0.9 * updated, f"{in_place} of {updated}"

@@ -1,0 +1,213 @@
+"""What the service may do to its own database, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from adapters.postgres.connections import SERVICE_ROLE, Access, Database
+from domain.progress import Outcome
+from tests.worlds import manuscript, on_postgres
+
+CHANGED = {"SELECT", "INSERT", "UPDATE", "DELETE"}
+# Everything the role has in the database, and why it is no less.
+MAY = {
+    "organizations": CHANGED,
+    "mcp_servers": CHANGED,
+    "mcp_server_users": CHANGED,
+    "access_tokens": CHANGED,
+    "walkthroughs": CHANGED,
+    "walkthrough_versions": CHANGED,
+    "walkthrough_steps": CHANGED,
+    "mcp_server_walkthroughs": CHANGED,
+    "walkthrough_progress": CHANGED - {"DELETE"},
+    "walkthrough_progress_events": {"SELECT", "INSERT"},  # the record of what happened
+    "tool_calls": {"SELECT", "INSERT"},
+    "alembic_version": {"SELECT"},  # to know whether the schema is its release's
+}
+TIMEOUTS = {"statement_timeout": "3s", "lock_timeout": "2500ms", "idle_in_transaction_session_timeout": "10s"}
+
+
+class Open(Protocol):
+    """Asks a connection for one value."""
+
+    async def __call__(self, statement: str) -> object: ...
+
+
+@pytest.fixture(params=["hot", "transaction"])
+def connect(request: pytest.FixtureRequest, database: Database) -> AbstractAsyncContextManager[Open]:
+    """A connection of either pool."""
+
+    @asynccontextmanager
+    async def hot() -> AsyncIterator[Open]:
+        async with database.hot() as connection:
+            yield connection.fetchval
+
+    @asynccontextmanager
+    async def transaction() -> AsyncIterator[Open]:
+        async with database.transaction() as connection:
+
+            async def ask(statement: str) -> object:
+                return await connection.scalar(text(statement))
+
+            yield ask
+
+    return {"hot": hot, "transaction": transaction}[request.param]()
+
+
+# ---------------------------------------------------------------------------------------------- what it is and has
+
+
+async def test_the_role_is_nobody_and_owns_nothing(owner: asyncpg.Connection) -> None:
+    role = await owner.fetchrow(
+        "select rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls, rolcanlogin"
+        " from pg_roles where rolname = $1",
+        SERVICE_ROLE,
+    )
+    assert not any(role)
+    owned = await owner.fetchval(
+        "select count(*) from pg_shdepend where refobjid = $1::regrole and deptype = 'o'"
+        " and dbid in (0, (select oid from pg_database where datname = current_database()))",
+        SERVICE_ROLE,
+    )
+    assert owned == 0
+    assert await owner.fetchval("select count(*) from pg_auth_members where member = $1::regrole", SERVICE_ROLE) == 0
+
+
+async def test_the_role_has_the_table_privileges_that_are_spelled_out_and_no_others(owner: asyncpg.Connection) -> None:
+    """In effect: granted to it, to everybody, or to a role it is in, on a table or one of its columns."""
+    privileges = {"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"}
+    if owner.get_server_version().major >= 17:
+        privileges.add("MAINTAIN")
+    rows = await owner.fetch(
+        """
+        select relname, privilege from pg_class, unnest($2::text[]) as privilege
+         where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f')
+           and (has_table_privilege($1, oid, privilege)
+                or privilege in ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+                   and has_any_column_privilege($1, oid, privilege))""",
+        SERVICE_ROLE,
+        sorted(privileges),
+    )
+    has: dict[str, set[str]] = {}
+    for table, privilege in rows:
+        has.setdefault(table, set()).add(privilege)
+    assert has == MAY
+    assert await owner.fetchval("select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'S'") == 0
+
+
+async def test_the_role_may_use_the_schema_and_make_nothing_in_it(owner: asyncpg.Connection) -> None:
+    schemas = await owner.fetch(
+        "select nspname, has_schema_privilege($1, oid, 'CREATE') as may_create from pg_namespace"
+        " where has_schema_privilege($1, oid, 'USAGE') and nspname !~ '^pg_' and nspname <> 'information_schema'",
+        SERVICE_ROLE,
+    )
+    assert [tuple(row) for row in schemas] == [("public", False)]
+    assert not await owner.fetchval("select has_database_privilege($1, current_database(), 'CREATE')", SERVICE_ROLE)
+
+
+async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection) -> None:
+    functions = await owner.fetch(
+        "select oid::regprocedure::text from pg_proc"
+        " where pronamespace = 'public'::regnamespace and has_function_privilege($1, oid, 'EXECUTE')",
+        SERVICE_ROLE,
+    )
+    assert [name for (name,) in functions] == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create table mine (n integer)",
+        "create schema mine",
+        "create function mine() returns integer language sql as 'select 1'",
+        "alter table walkthroughs add column mine integer",
+        "alter table walkthrough_steps disable trigger walkthrough_steps_guard",
+        "drop table tool_calls",
+        "drop trigger walkthrough_steps_guard on walkthrough_steps",
+        "create or replace function walkthrough_steps_guard() returns trigger language plpgsql as 'begin return new; end'",
+        "create index mine on walkthroughs (created_at)",
+        "create table tool_calls_mine partition of tool_calls for values from (1) to (2)",
+        "select make_tool_call_partitions('2100-01-01', 1)",
+        "truncate walkthrough_progress_events",
+        "truncate tool_calls",
+        "truncate organizations cascade",
+        "delete from walkthrough_progress",
+        "delete from walkthrough_progress_events",
+        "delete from tool_calls",
+        "delete from tool_calls_default",
+        "update walkthrough_progress_events set note = 'rewritten'",
+        "update tool_calls set input = '{}'",
+        "update tool_calls_default set input = '{}'",
+        "insert into tool_calls_default select * from tool_calls_default",
+        "update alembic_version set version_num = '9999'",
+        "set session_replication_role = replica",
+        "alter role cairn_service superuser",
+        "copy walkthroughs to program 'true'",
+        "select pg_read_file('postgresql.conf')",
+    ],
+)
+async def test_the_service_is_refused(
+    tenants: asyncpg.Connection, database: Database, statement: str
+) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with database.hot() as connection:
+            await connection.execute(statement)
+
+
+async def test_the_service_may_remove_an_organisation_with_all_that_it_may_not_delete_singly(
+    tenants: asyncpg.Connection, database: Database
+) -> None:
+    async with database.hot() as connection:
+        await connection.execute("delete from organizations where id = 'a'")
+        assert await connection.fetch("select distinct organization_id from walkthrough_progress_events") == [("b",)]
+
+
+# -------------------------------------------------------------------------------------------------- connections
+
+
+async def test_every_connection_works_as_the_role_under_its_timeouts(connect: AbstractAsyncContextManager[Open]) -> None:
+    async with connect as ask:
+        assert await ask("select current_user") == SERVICE_ROLE
+        assert {name: await ask(f"show {name}") for name in TIMEOUTS} == TIMEOUTS
+
+
+async def test_those_who_log_in_as_the_role_have_the_same_timeouts(owner: asyncpg.Connection) -> None:
+    settings = await owner.fetchval(
+        "select setconfig from pg_db_role_setting where setrole = $1::regrole and setdatabase = 0", SERVICE_ROLE
+    )
+    assert sorted(settings) == sorted(f"{name}={value}" for name, value in TIMEOUTS.items())
+
+
+async def test_work_leaves_nothing_behind_on_a_session(owner_url: str, owner: asyncpg.Connection) -> None:
+    """No setting, lock, temporary table, open cursor or listener: so PgBouncer may hand sessions to others."""
+    async with Database(Access(owner_url, assume_role=True), pool_size=1) as database:
+        world = on_postgres(database)
+        server = await world.server()
+        for steps in (("a", "b"), ("a", "b", "c")):
+            await world.publish(*steps)
+        await world.authoring.push("acme", manuscript("draft"), publish=None, servers=[])
+        caller = await world.caller(server)
+        lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+        await world.learning.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
+        left = """
+            select 'setting ' || name || ' = ' || setting from pg_settings where source = 'session'
+             union all
+            select 'lock on ' || locktype from pg_locks
+             where pid = pg_backend_pid() and locktype not in ('relation', 'virtualxid')
+             union all
+            select 'cursor ' || name from pg_cursors where is_holdable
+             union all
+            select 'listener ' || pg_listening_channels()
+             union all
+            select 'temporary ' || relname from pg_class where relnamespace = pg_my_temp_schema()"""
+        async with database.hot() as connection:
+            assert [what for (what,) in await connection.fetch(left)] == []
+        for _ in range(2):
+            async with database.transaction() as engine:
+                assert (await engine.execute(text(left))).scalars().all() == []
