@@ -30,11 +30,13 @@ check: .venv/installed-dev
 # The build backend is among the locked packages, so that nothing is fetched without its hash, and nothing at all
 # once it is there.
 .venv/installed: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "Installing Cairn into .venv; this takes about half a minute, once …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
 .venv/installed-dev: requirements-dev.lock .venv/installed
+	@echo "Installing the development tools into .venv …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 

@@ -98,7 +98,12 @@ async def test_the_role_has_the_table_privileges_that_are_spelled_out_and_no_oth
     for table, privilege in rows:
         has.setdefault(table, set()).add(privilege)
     assert has == MAY
-    assert await owner.fetchval("select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'S'") == 0
+    assert (
+        await owner.fetchval(
+            "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'S'"
+        )
+        == 0
+    )
 
 
 async def test_the_role_may_use_the_schema_and_make_nothing_in_it(owner: asyncpg.Connection) -> None:
@@ -152,9 +157,7 @@ async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection
         "select pg_read_file('postgresql.conf')",
     ],
 )
-async def test_the_service_is_refused(
-    tenants: asyncpg.Connection, database: Database, statement: str
-) -> None:
+async def test_the_service_is_refused(tenants: asyncpg.Connection, database: Database, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with database.hot() as connection:
             await connection.execute(statement)
@@ -171,7 +174,9 @@ async def test_the_service_may_remove_an_organisation_with_all_that_it_may_not_d
 # -------------------------------------------------------------------------------------------------- connections
 
 
-async def test_every_connection_works_as_the_role_under_its_timeouts(connect: AbstractAsyncContextManager[Open]) -> None:
+async def test_every_connection_works_as_the_role_under_its_timeouts(
+    connect: AbstractAsyncContextManager[Open],
+) -> None:
     async with connect as ask:
         assert await ask("select current_user") == SERVICE_ROLE
         assert {name: await ask(f"show {name}") for name in TIMEOUTS} == TIMEOUTS
