@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -98,3 +100,21 @@ def content_folder() -> Path:
     if not named:
         pytest.skip("CAIRN_TEST_CONTENT names no folder of real documents")
     return Path(named)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints the promises that wait for a later area."""
+    promises = tomllib.loads((Path(__file__).parent / "promises.toml").read_text())
+    pending = [(promise["pending"], id, promise["says"]) for id, promise in promises.items() if "pending" in promise]
+    terminalreporter.section("promised, and still to be built")
+    for area, id, says in sorted(pending):
+        terminalreporter.line(f"{area}: {id}: {says}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """With CAIRN_TEST_NO_SKIPS, a test that is skipped has failed: there, everything it wants can be had."""
+    report = yield
+    if report.skipped and os.environ.get("CAIRN_TEST_NO_SKIPS") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+    return report

@@ -179,6 +179,7 @@ def _comparable(answer: Any) -> Any:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.promise("replay")
 def test_the_fakes_and_postgres_never_disagree(owner_url: str) -> None:
     with asyncio.Runner() as runner:
         database = Database(Access(owner_url, assume_role=True))

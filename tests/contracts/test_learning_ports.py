@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from application.ports import ToolCall
 from domain.progress import (
     EventKind,
@@ -174,6 +176,7 @@ async def test_a_walkthrough_that_was_never_published_is_nowhere(world: World) -
     assert await world.catalogue.standings(Caller(server.key, None)) == []
 
 
+@pytest.mark.promise("replay")
 async def test_events_replay_to_the_stored_progress(world: World) -> None:
     caller, progress = await _begun(world, "a", "b", "c")
     lesson = await world.learning.next(caller, str(progress.handle()), None, outcome=Outcome.DONE, note=None)

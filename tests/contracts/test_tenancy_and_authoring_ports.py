@@ -73,6 +73,7 @@ async def test_a_revoked_token_ends_at_once_and_no_other_does(world: World) -> N
     assert await world.identity.user_of(guides.key, bobs) is not None
 
 
+@pytest.mark.promise("version.unchanged")
 async def test_equal_content_makes_no_new_version(world: World) -> None:
     await world.server()
     first = await world.authoring.push("acme", manuscript("a", "b"), publish=PublishPolicy.KEEP, servers=[])

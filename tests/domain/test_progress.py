@@ -19,7 +19,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from domain.errors import (
     CompletedStepRequired,
@@ -251,6 +258,7 @@ def names_where_one_stands(course: Course, named: Standpoint) -> bool:
 # ---------------------------------------------------------------------------------------- rule 1: advance
 
 
+@pytest.mark.promise("next.advanced")
 def test_the_handle_of_the_current_step_moves_exactly_one_step() -> None:
     course = Course.of("abc").begin()
     assert course.next(handle("a-1")) is Told.ADVANCED
@@ -264,6 +272,7 @@ def test_the_handle_of_the_current_step_moves_exactly_one_step() -> None:
     )
 
 
+@pytest.mark.promise("next.repeated")
 def test_the_same_handle_again_moves_nothing_and_answers_repeated() -> None:
     course = Course.of("abc").begin()
     course.next(handle("a-1"))
@@ -300,6 +309,7 @@ def test_a_handle_of_any_completed_step_is_a_repeat() -> None:
 
 
 @pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.promise("next.not-current")
 def test_a_handle_of_a_later_step_is_refused_and_the_current_step_named(outcome: Outcome) -> None:
     course = Course.of("abc").begin(steps=1)
     error = refused(course, StepNotCurrent, Call("next", handle=handle("c-1"), outcome=outcome))
@@ -329,6 +339,7 @@ def test_a_handle_of_another_walkthrough_is_refused(outcome: Outcome) -> None:
     assert names_where_one_stands(course, error.standpoint)
 
 
+@pytest.mark.promise("next.other-version")
 def test_a_handle_of_the_version_before_advances_where_its_step_is_current_by_key() -> None:
     course = Course.of("abc").begin(steps=1).publish("axbc")
     course.select(latest=True)
@@ -339,6 +350,7 @@ def test_a_handle_of_the_version_before_advances_where_its_step_is_current_by_ke
     assert course.events[-1].from_step_id == "b-2"
 
 
+@pytest.mark.promise("next.other-version")
 def test_a_handle_of_the_version_before_repeats_where_its_step_is_completed_or_gone() -> None:
     course = Course.of("abcd").begin(steps=1).publish("adx")
     course.select(latest=True)
@@ -357,6 +369,7 @@ def test_a_handle_of_the_version_before_is_refused_where_its_step_comes_later() 
     refused(course, StepNotCurrent, Call("next", handle=handle("b-1")))
 
 
+@pytest.mark.promise("next.handle-required")
 def test_without_a_handle_the_current_step_and_its_handle_are_named() -> None:
     course = Course.of("abc").begin(steps=1)
     error = refused(course, CompletedStepRequired, Call("next"))
@@ -390,6 +403,7 @@ def test_a_walkthrough_of_one_step_is_completed_by_its_handle() -> None:
     assert course.next() is Told.COMPLETED
 
 
+@pytest.mark.promise("next.completed")
 def test_the_time_of_completion_is_set_once_per_attempt() -> None:
     course = Course.of("ab").begin(steps=2)
     completed_at = course.stands.completed_at
@@ -460,6 +474,7 @@ def test_being_stuck_records_the_note_and_stays() -> None:
     assert (event.outcome, event.note) == (STUCK, "No permission.")
 
 
+@pytest.mark.promise("next.outcome")
 def test_a_stuck_note_is_recorded_once_for_the_same_handle_and_note() -> None:
     course = Course.of("ab").begin()
     course.next(outcome=STUCK, note="No permission.")
@@ -533,6 +548,7 @@ def test_not_started_every_select_starts(restart: bool, latest: bool) -> None:
     assert course.kinds == [EventKind.STARTED]
 
 
+@pytest.mark.promise("select.resumed")
 def test_select_in_progress_resumes_at_the_current_step_and_moves_nothing() -> None:
     course = Course.of("abc").begin(steps=1)
     before = course.stands
@@ -541,6 +557,7 @@ def test_select_in_progress_resumes_at_the_current_step_and_moves_nothing() -> N
     assert course.stands == replace(before, revision=before.revision + 1, last_activity_at=START + 60_000)
 
 
+@pytest.mark.promise("select.resumed")
 def test_resuming_counts_as_activity() -> None:
     course = Course.of("abc").begin(steps=1)
     course.now = Millis(START + 60_000)
@@ -551,6 +568,7 @@ def test_resuming_counts_as_activity() -> None:
 
 @pytest.mark.parametrize("policy", PublishPolicy)
 @pytest.mark.parametrize("latest", [False, True])
+@pytest.mark.promise("select.completed")
 def test_select_once_completed_answers_completed_and_writes_nothing(latest: bool, policy: PublishPolicy) -> None:
     course = Course.of("ab").begin(steps=2).publish("abc", policy)
     before = (course.progress, list(course.events))
@@ -571,6 +589,7 @@ def test_only_restart_leaves_a_completed_walkthrough() -> None:
 
 @pytest.mark.parametrize("latest", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.promise("select.restart")
 def test_restart_begins_the_next_attempt_on_the_latest_version_whatever_version_says(steps: int, latest: bool) -> None:
     course = Course.of("abc").begin(steps).publish("xab", KEEP)
     course.now = Millis(START + 10)
@@ -620,6 +639,7 @@ def test_the_events_keep_former_attempts() -> None:
 
 
 @pytest.mark.parametrize("policy", PublishPolicy)
+@pytest.mark.promise("select.latest")
 def test_latest_moves_by_carry_over_whatever_the_publish_policy(policy: PublishPolicy) -> None:
     course = Course.of("abc").begin(steps=1).publish("xac", policy)
     assert course.select(latest=True) is Told.MOVED_TO_LATEST
@@ -652,6 +672,7 @@ def test_a_step_completed_in_the_version_before_stays_completed_and_is_passed_ov
     assert course.at == "y-2", "b and a were done before"
 
 
+@pytest.mark.promise("carry-over")
 def test_a_step_completed_two_versions_ago_stays_completed_where_it_reappears() -> None:
     course = Course.of("abc").begin(steps=2).publish("cd")
     course.select(latest=True)
@@ -669,6 +690,7 @@ def test_one_lands_on_the_first_step_not_completed_even_before_where_one_stood()
     assert course.at == "x-2"
 
 
+@pytest.mark.promise("carry-over")
 def test_one_is_not_put_past_a_renamed_step() -> None:
     course = Course.of("abc").begin(steps=2).publish("axc")
     course.select(latest=True)
@@ -723,6 +745,7 @@ def test_a_publish_alone_moves_nobody(policy: PublishPolicy) -> None:
     assert course.at == "b-1"
 
 
+@pytest.mark.promise("honoured-first")
 def test_the_handle_given_is_honoured_before_the_move_and_both_in_one_call() -> None:
     course = Course.of("abc").begin(steps=1).publish("xabc", CARRY_OVER)
     shown = course.handle
@@ -836,6 +859,7 @@ def test_two_stuck_calls_at_once_record_the_note_once() -> None:
 # ---------------------------------------------------------------------------- versions: what a publish says
 
 
+@pytest.mark.promise("version.pinned")
 def test_under_keep_they_finish_what_they_began_and_are_not_told() -> None:
     course = Course.of("ab").begin().publish("xab", KEEP)
     assert not move_is_offered(course.stands, course.author.publication(course.stands))
@@ -844,6 +868,7 @@ def test_under_keep_they_finish_what_they_began_and_are_not_told() -> None:
     assert course.stands.version == 1
 
 
+@pytest.mark.promise("version.offer")
 def test_under_offer_they_finish_and_are_told() -> None:
     course = Course.of("ab").begin().publish("xab", OFFER)
     assert move_is_offered(course.stands, course.author.publication(course.stands))
@@ -898,6 +923,7 @@ def test_on_a_withdrawn_version_select_restarts_on_the_latest() -> None:
 
 
 @pytest.mark.parametrize("policy", [KEEP, OFFER, CARRY_OVER])
+@pytest.mark.promise("version.supersede")
 def test_a_withdrawn_version_stays_withdrawn_under_later_publishes(policy: PublishPolicy) -> None:
     course = Course.of("abc").begin(steps=1).publish("abc", SUPERSEDE).publish("abc", policy)
     refused(course, VersionWithdrawn, Call("next", handle=course.handle))
@@ -949,6 +975,7 @@ def test_a_demanded_move_waits_while_the_walkthrough_is_hidden() -> None:
     assert (course.at, course.completed) == ("x-2", "a")
 
 
+@pytest.mark.promise("version.hidden")
 def test_those_mid_way_may_select_and_finish_what_is_hidden() -> None:
     course = Course.of("ab").begin().hide()
     assert course.select() is Told.RESUMED
@@ -998,6 +1025,7 @@ def test_once_completed_every_step_can_be_reviewed() -> None:
 # ------------------------------------------------------------------------------------------ times and events
 
 
+@pytest.mark.promise("times.monotone")
 def test_times_do_not_decrease_when_the_clock_steps_back() -> None:
     course = Course.of("abc").begin().publish("xabc", CARRY_OVER)
     course.now = Millis(START - 3_600_000)
@@ -1659,5 +1687,6 @@ class OnePersonWithSeveralClients(RuleBasedStateMachine):
         assert move_is_offered(self.course.progress, author.publication(self.course.progress)) == expected
 
 
-OnePersonWithSeveralClients.TestCase.settings = examples(400, stateful_step_count=50)
-TestOnePersonWithSeveralClients = OnePersonWithSeveralClients.TestCase
+@pytest.mark.promise("rules.any-interleaving", "replay")
+def test_no_interleaving_of_clients_and_publishes_skips_loses_or_doubles_anything() -> None:
+    run_state_machine_as_test(OnePersonWithSeveralClients, settings=examples(400, stateful_step_count=50))
