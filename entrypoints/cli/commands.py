@@ -18,6 +18,8 @@ from domain.walkthrough import Manuscript, PublishPolicy
 from entrypoints.cli.demo import prepare_demo
 from entrypoints.cli.serving import serve_until_stopped
 from entrypoints.container import Container, Storage, storage
+from entrypoints.mcp.schema import input_schema, output_schema
+from entrypoints.mcp.tools import TOOLS
 from entrypoints.settings import Settings
 
 _T = TypeVar("_T")
@@ -106,6 +108,37 @@ def serve(data_dir: Path | None, host: str, port: int, workers: int) -> None:
 def migrate(data_dir: Path | None, as_json: bool) -> None:
     revision = _with_storage(data_dir, lambda held: held.migrate(), may_create=True)
     _print(as_json, {"revision": revision}, f"The database is at schema {revision}.")
+
+
+def tools(as_json: bool) -> None:
+    reference = [
+        {
+            "name": tool.name,
+            "title": tool.title,
+            "description": tool.description,
+            "read_only": tool.is_read_only,
+            "open": tool.is_open,
+            "input_schema": input_schema(tool.arguments),
+            "output_schema": output_schema(tool.result),
+        }
+        for tool in TOOLS.values()
+    ]
+    _print(as_json, {"tools": reference}, *(line for each in reference for line in _described(each)))
+
+
+def _described(tool: dict[str, Any]) -> list[str]:
+    """A tool's part of the reference, in Markdown."""
+    schema = tool["input_schema"]
+    lines = [f"## {tool['name']}", "", tool["description"], ""]
+    lines.append("Read-only. " if tool["read_only"] else "Writes. ")
+    lines[-1] += "Open without a token where the auth mode is on_demand." if tool["open"] else "Needs a token."
+    for name, argument in schema["properties"].items():
+        required = (
+            "required" if name in schema.get("required", []) else f"default {json.dumps(argument.get('default'))}"
+        )
+        kind = " | ".join(map(json.dumps, argument["enum"])) if "enum" in argument else argument["type"]
+        lines.append(f"- `{name}` ({kind}, {required}): {argument.get('description', '')}")
+    return [*lines, ""]
 
 
 # ------------------------------------------------------------------------------------------------- tenancy

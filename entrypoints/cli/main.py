@@ -41,6 +41,13 @@ def main() -> None:
     """Guided walkthroughs that developers take inside their IDE or AI assistant, over MCP."""
 
 
+@main.command()
+@_json
+def tools(**options: Any) -> None:
+    """Print the reference of the MCP tools: what they do, take and return."""
+    _run("tools", options)
+
+
 @main.group()
 def org() -> None:
     """Organisations."""

@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
 _MCP_PATHS = frozenset({"/mcp", "/mcp/"})
-# Of the time in which a request is answered: the tool has the rest.
-_LOOKUP_SECONDS = 1.5
+# For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
+_LOOKUP_SECONDS = 1.0
 
 
 class Refusal(Exception):
@@ -82,25 +82,26 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _admit(self, scope: HTTPScope, receive: Receive) -> tuple[Arrival, Receive]:
-        now = asyncio.get_running_loop().time()
-        look_up_by, answer_by = now + _LOOKUP_SECONDS, now + ANSWER_SECONDS
+        loop = asyncio.get_running_loop()
         headers = _Headers(scope)
         host = self._host(headers)
         is_away = False
         server: Server | None = None
         try:
-            server = await self._server_at(host, look_up_by)
+            server = await self._server_at(host, loop.time() + _LOOKUP_SECONDS)
         except TemporarilyUnavailable:
             is_away = True
         if server is None and not is_away:
             raise Refusal(421, "No Cairn server answers at this host name.")
         _check_origin(headers, host)
         if scope["path"] not in _MCP_PATHS:
-            return Arrival(server, None, None, answer_by), receive
+            return Arrival(server, None, None, loop.time() + ANSWER_SECONDS), receive
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
 
         body = await _read(headers, receive)
+        # From here on it is our time, not that of a client that sends slowly.
+        look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
         messages = _messages(body)
         caller: Caller | None = None
         if server is not None:
