@@ -27,6 +27,12 @@ _STATEMENT_TIMEOUT_SECONDS = 3.0
 _ENGINE_POOL_SIZE = 2
 
 SERVICE_ROLE = "cairn_service"
+# As the migrations set them on the role. Statements are bounded on the server too: a client that is gone cancels none.
+SERVICE_TIMEOUTS = {
+    "statement_timeout": "3s",
+    "lock_timeout": "2500ms",
+    "idle_in_transaction_session_timeout": "10s",
+}
 
 _AWAY = (
     OSError,  # refused, reset, no such socket
@@ -59,12 +65,7 @@ class Access:
         settings = {"application_name": "cairn"}
         if self.assume_role:
             # A role's own settings apply to those who log in as it, not to those who become it.
-            settings |= {
-                "role": SERVICE_ROLE,
-                "statement_timeout": "3s",
-                "lock_timeout": "2500ms",
-                "idle_in_transaction_session_timeout": "10s",
-            }
+            settings |= {"role": SERVICE_ROLE, **SERVICE_TIMEOUTS}
         return {
             "dsn": self.url,
             "timeout": _CONNECT_TIMEOUT_SECONDS,

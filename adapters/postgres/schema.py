@@ -13,10 +13,10 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from adapters.postgres.connections import SERVICE_ROLE, Access, unavailable_when_away
+from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, unavailable_when_away
 from adapters.postgres.tables import metadata
 from domain.errors import WrongSchema
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _MONTHS_AHEAD = 3
 # Two processes that migrate at once take turns. Transaction-level, as everywhere.
 _MIGRATION_LOCK = 0x43414952
+
+# No such login or database, or a wrong password.
+_LOCKED_OUT = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
 async def migrate(owner_url: str, *, service_login: str | None = None, revision: str = "head") -> str:
@@ -44,29 +47,49 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
         poolclass=NullPool,
     )
     try:
-        async with unavailable_when_away(), engine.connect() as connection:
+        # One transaction, behind one lock: all of it or nothing, and never two at once on the partitions.
+        async with unavailable_when_away(), engine.begin() as connection:
             await connection.run_sync(_upgrade, revision)
-            await connection.commit()
             await connection.execute(
                 text("select make_tool_call_partitions(now(), :months)"), {"months": _MONTHS_AHEAD}
             )
-            if service_login == SERVICE_ROLE:
-                await connection.execute(text(f"alter role {SERVICE_ROLE} login"))
-            elif service_login is not None:
-                quoted = service_login.replace('"', '""')
-                await connection.execute(text(f'grant {SERVICE_ROLE} to "{quoted}"'))
-            await connection.commit()
+            if service_login is not None:
+                await _let_in(connection, service_login)
             return str(await connection.scalar(text("select version_num from alembic_version")))
     except CommandError as error:
         raise _newer() from error
-    except DBAPIError as error:
-        if isinstance(error.orig.__cause__ if error.orig else None, asyncpg.InsufficientPrivilegeError):
+    except (DBAPIError, asyncpg.InsufficientPrivilegeError) as error:
+        # A migration speaks to the driver itself, so its errors come as they are.
+        cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+        if isinstance(cause, _LOCKED_OUT):
+            raise WrongSchema(f"the server does not let the owner's login in: {cause.args[0]}") from error
+        if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise WrongSchema(
-                "the login may not change this database: migrate as its owner, a login that may create roles"
+                "the login may not change this database: migrate as its owner, a login that may create roles and "
+                f"grant {SERVICE_ROLE} ({cause.args[0]})"
             ) from error
         raise
     finally:
         await engine.dispose()
+
+
+async def _let_in(connection: AsyncConnection, login: str) -> None:
+    """Lets a login work as the service, under the service's timeouts."""
+    quoted = '"' + login.replace('"', '""') + '"'
+    if login == SERVICE_ROLE:
+        await connection.exec_driver_sql(f"alter role {quoted} login")
+        return
+    if not await connection.scalar(
+        text("select exists (select from pg_roles where rolname = :login)"), {"login": login}
+    ):
+        raise WrongSchema(f"the server has no login {login!r}: create it, then run 'cairn migrate' again")
+    await connection.exec_driver_sql(f"grant {SERVICE_ROLE} to {quoted}")
+    # A role's own settings apply to those who log in as it, not to its members. Whoever may not set them leaves that
+    # to an administrator; `check_schema` tells.
+    with suppress(DBAPIError):
+        async with connection.begin_nested():
+            for name, value in SERVICE_TIMEOUTS.items():
+                await connection.exec_driver_sql(f"alter role {quoted} set {name} = '{value}'")
 
 
 async def ensure_database(superuser_url: str, name: str) -> None:
@@ -90,6 +113,8 @@ def login_of(url: str) -> str | None:
 
 def _upgrade(connection: Connection, revision: str) -> None:
     connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    # Whoever waits for a table's lock holds up all who come after.
+    connection.execute(text("set local lock_timeout = '3s'"))
     config = _config()
     config.attributes["connection"] = connection
     config.attributes["target_metadata"] = metadata
@@ -114,14 +139,17 @@ async def check_schema(access: Access) -> None:
     async with unavailable_when_away():
         try:
             connection = await asyncpg.connect(**access.connect_arguments())
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise WrongSchema(f"the database lets the service not in ({error}): run 'cairn migrate'") from error
+        except (*_LOCKED_OUT, asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
+            # The last two: it may not connect or become the service role, or there is no such role yet.
+            raise WrongSchema(f"the database lets the service not in ({error.args[0]}): run 'cairn migrate'") from error
         try:
             revision = await connection.fetchval("select version_num from alembic_version")
             may_do_anything = await connection.fetchval(
                 "select rolsuper or exists (select from pg_class where relname = 'walkthrough_progress' and"
                 " pg_has_role(relowner, 'usage')) from pg_roles where rolname = current_user"
             )
+            login = await connection.fetchval("select session_user")
+            is_bounded = await connection.fetchval("select current_setting('statement_timeout') <> '0'")
         except asyncpg.UndefinedTableError as error:
             raise WrongSchema("the database has no Cairn schema yet: run 'cairn migrate'") from error
         except asyncpg.InsufficientPrivilegeError as error:
@@ -133,6 +161,11 @@ async def check_schema(access: Access) -> None:
             await connection.close(timeout=1)
     if may_do_anything:
         raise WrongSchema("the service must not work as the owner of its tables or as a superuser")
+    if not is_bounded:
+        settings = "; ".join(
+            f"alter role \"{login}\" set {name} = '{value}'" for name, value in SERVICE_TIMEOUTS.items()
+        )
+        raise WrongSchema(f"the service's login has no time limits: let an administrator run: {settings}")
     if revision == head:
         return
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}

@@ -224,8 +224,9 @@ create table walkthrough_progress_events (
     constraint walkthrough_progress_events_kind_check
         check (kind in ('started', 'resumed', 'advanced', 'stuck', 'moved', 'restarted')),
     constraint walkthrough_progress_events_outcome_check check (
-        (kind = 'advanced' and outcome in ('done', 'skipped')) or
-        (kind = 'stuck' and outcome = 'stuck') or
+        -- A check that is null passes, so null is named wherever it could come in.
+        (kind = 'advanced' and outcome is not null and outcome in ('done', 'skipped')) or
+        (kind = 'stuck' and outcome is not null and outcome = 'stuck') or
         (kind not in ('advanced', 'stuck') and outcome is null and note is null))
 );
 
@@ -310,6 +311,8 @@ begin
             raise exception 'the steps of version % of walkthrough % are not one chain',
                 new.version, new.walkthrough_id using errcode = 'integrity_constraint_violation';
         end if;
+    elsif old.state = 'draft' and new.state = 'withdrawn' then
+        raise exception 'only a published version is withdrawn' using errcode = 'integrity_constraint_violation';
     elsif old.state <> 'draft' and not (
             (old.state = new.state or (old.state = 'published' and new.state = 'withdrawn'))
             and (to_jsonb(new) - 'state') = (to_jsonb(old) - 'state')) then
@@ -345,17 +348,23 @@ end $$;
 """
 
 # The role the service works as. It owns nothing and may do what the service does: no DDL, and no change to the
-# record of what happened. A role belongs to the whole cluster, so it may be there from another database.
-# The timeouts bound every statement, so that no call hangs: 5 s is what callers are promised for an answer.
+# record of what happened. The timeouts bound every statement, so that no call hangs: 5 s is what callers are promised
+# for an answer. A role belongs to the whole cluster: where another database has made it, perhaps at this moment, it is
+# left as it is. Who makes a role may grant it, but is not let become it (PostgreSQL 16 and later).
 ROLE = """
 do $$ begin
     create role cairn_service nologin;
-exception when duplicate_object then null;
+    alter role cairn_service set statement_timeout = '3s';
+    alter role cairn_service set lock_timeout = '2500ms';
+    alter role cairn_service set idle_in_transaction_session_timeout = '10s';
+exception when duplicate_object or unique_violation then null;
 end $$;
-grant cairn_service to current_user;
-alter role cairn_service set statement_timeout = '3s';
-alter role cairn_service set lock_timeout = '2500ms';
-alter role cairn_service set idle_in_transaction_session_timeout = '10s';
+do $$ begin
+    if not pg_has_role('cairn_service',
+            case when current_setting('server_version_num')::integer < 160000 then 'member' else 'set' end) then
+        grant cairn_service to current_user;
+    end if;
+end $$;
 
 grant usage on schema public to cairn_service;
 grant select on alembic_version to cairn_service;
@@ -364,6 +373,8 @@ grant select, insert, update, delete on
     walkthrough_steps, mcp_server_walkthroughs to cairn_service;
 grant select, insert, update on walkthrough_progress to cairn_service;
 grant select, insert on walkthrough_progress_events, tool_calls to cairn_service;
+revoke execute on function make_tool_call_partitions(timestamptz, integer), walkthrough_versions_guard(),
+    walkthrough_steps_guard() from public;
 """
 
 DOWN = """

@@ -107,7 +107,7 @@ async def test_while_the_database_is_stopped_calls_are_answered_and_nothing_is_l
         assert (await me.call("next_walkthrough_step", completed_step=handle))["status"] == "repeated"
 
 
-@pytest.mark.promise("unavailable.frozen")
+@pytest.mark.promise("unavailable.in-time")
 async def test_while_the_database_is_frozen_no_call_hangs_and_none_is_done_twice(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:

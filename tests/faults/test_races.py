@@ -81,7 +81,7 @@ async def test_eight_clients_with_one_handle_move_one_step(
     assert await _history_is_true(tenant) == ["started", "advanced"]
 
 
-@pytest.mark.promise("race.completion")
+@pytest.mark.promise("race.one-handle")
 async def test_eight_clients_on_the_last_step_complete_it_once(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -123,7 +123,7 @@ async def test_eight_first_selects_begin_one_progress(
     assert (await _history_is_true(tenant))[0] == "started"
 
 
-@pytest.mark.promise("race.restart")
+@pytest.mark.promise("race.start")
 async def test_eight_restarts_at_once_are_one_restart(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -141,7 +141,7 @@ async def test_eight_restarts_at_once_are_one_restart(
     assert (await _history_is_true(tenant)).count(EventKind.RESTARTED) == 1
 
 
-@pytest.mark.promise("race.stuck")
+@pytest.mark.promise("race.one-handle")
 async def test_the_same_note_from_four_clients_is_recorded_once(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -159,7 +159,7 @@ async def test_the_same_note_from_four_clients_is_recorded_once(
     assert await _history_is_true(tenant) == ["started", "stuck"]
 
 
-@pytest.mark.promise("race.select-and-next")
+@pytest.mark.promise("race.one-handle")
 async def test_selects_that_race_an_advance_lose_nothing(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:

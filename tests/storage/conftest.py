@@ -133,3 +133,10 @@ async def tenants(owner: asyncpg.Connection) -> asyncpg.Connection:
     for organization in ("a", "b"):
         await owner.execute(_ORGANIZATION.replace("$", organization))
     return owner
+
+
+async def until_waited_for(connection: asyncpg.Connection, other: asyncio.Task[object]) -> None:
+    """Until a session waits for a lock that this one holds; or until `other` has ended without."""
+    waiting = "select exists (select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
+    while not other.done() and not await connection.fetchval(waiting):
+        pass

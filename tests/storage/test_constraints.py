@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import asyncpg
 import pytest
 from sqlalchemy import BigInteger, Integer
 
 from adapters.postgres.tables import walkthrough_steps, walkthrough_versions
+from tests.storage.conftest import until_waited_for
 
 # Host names belong to the whole installation, not to one organisation.
 GLOBAL_NAMES = {"mcp_servers_slug_key", "mcp_servers_custom_domain_key"}
@@ -381,16 +382,11 @@ async def test_a_draft_is_not_withdrawn_past_the_examination_of_its_chain(tenant
 
 
 @pytest.fixture
-async def racer(owner_url: str, tenants: asyncpg.Connection) -> asyncpg.Connection:
+async def racer(owner_url: str, tenants: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     """A second author's connection."""
     connection = await asyncpg.connect(owner_url)
     yield connection
     await connection.close()
-
-
-async def _until_blocked(racer_pid: int, by: asyncpg.Connection) -> None:
-    while not await by.fetchval("select pg_backend_pid() = any(pg_blocking_pids($1))", racer_pid):
-        await asyncio.sleep(0)
 
 
 async def test_a_publish_waits_for_a_step_that_is_being_added_and_counts_it(
@@ -400,7 +396,8 @@ async def test_a_publish_waits_for_a_step_that_is_being_added_and_counts_it(
         await tenants.execute(_copy("walkthrough_steps", LAST, id="a34", key="key-4", position=4))
         await tenants.execute(_steps(a33="next_step_id = 'a34'"))
         publish = asyncio.create_task(racer.execute(_PUBLISH))
-        await _until_blocked(racer.get_server_pid(), tenants)
+        await until_waited_for(tenants, publish)
+        assert not publish.done()
     with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="are not one chain"):
         await publish
 
@@ -411,7 +408,8 @@ async def test_a_step_waits_for_a_publish_and_comes_too_late(
     async with tenants.transaction():
         await tenants.execute(_PUBLISH)
         change = asyncio.create_task(racer.execute(_steps(a33="content = 'Something else.'")))
-        await _until_blocked(racer.get_server_pid(), tenants)
+        await until_waited_for(tenants, change)
+        assert not change.done()
     with pytest.raises(asyncpg.IntegrityConstraintViolationError, match=NEVER_CHANGES):
         await change
 

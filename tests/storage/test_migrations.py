@@ -27,7 +27,7 @@ from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from adapters.postgres.schema import check_schema, migrate
 from adapters.postgres.tables import metadata
 from domain.errors import WrongSchema
-from tests.storage.conftest import logged_in
+from tests.storage.conftest import logged_in, until_waited_for
 from tests.worlds import on_postgres
 
 MIGRATIONS = Path(migrations.__file__).parent
@@ -97,6 +97,10 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+async def _up_to(url: str, revision: str) -> None:
+    await _on(url, lambda connection: command.upgrade(_config(connection), revision))
+
+
 def _revisions() -> list[str]:
     """From the first to the newest."""
     return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
@@ -109,20 +113,16 @@ async def test_each_migration_goes_up_down_and_up_again(empty_url: str) -> None:
     async with _connected(empty_url) as connection:
         for revision in _revisions():
             before = await _catalogue(empty_url)
-            await migrate_alone(empty_url, revision)
+            await _up_to(empty_url, revision)
             up = await _catalogue(empty_url)
             await _on(empty_url, lambda connection: command.downgrade(_config(connection), "-1"))
             down = await _catalogue(empty_url)
             for what in _CATALOGUE:
                 added = {row for row in down[what] - before[what] if "alembic_version" not in str(row)}
                 assert (what, added, before[what] - down[what]) == (what, set(), set())
-            await migrate_alone(empty_url, revision)
+            await _up_to(empty_url, revision)
             assert await _catalogue(empty_url) == up
         assert await connection.fetchval("select version_num from alembic_version") == _revisions()[-1]
-
-
-async def migrate_alone(url: str, revision: str) -> None:
-    await _on(url, lambda connection: command.upgrade(_config(connection), revision))
 
 
 async def test_migrating_again_changes_nothing(fresh_url: str) -> None:
@@ -176,10 +176,7 @@ async def test_two_databases_of_one_server_migrate_at_once(empty_url: str, fresh
             await neighbour.execute(f"alter role {SERVICE_ROLE} set statement_timeout = '3s'")
             await neighbour.execute(f"grant {SERVICE_ROLE} to current_user")
             migration = asyncio.create_task(migrate(empty_url))
-            while not migration.done() and not await neighbour.fetchval(
-                "select exists (select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
-            ):
-                await asyncio.sleep(0)
+            await until_waited_for(neighbour, migration)
         assert await migration == _revisions()[-1]
 
 
@@ -354,13 +351,15 @@ async def test_the_service_refuses_to_work_as_a_superuser(fresh_url: str) -> Non
 def owned_url(empty_url: str, make_login: Callable[..., str], superuser_url: str) -> str:
     """An empty database, as an owner who is no superuser and may hand out the service role."""
     login = make_login("createrole", owns=empty_url)
-    asyncio.run(_execute(superuser_url, f"grant {SERVICE_ROLE} to {login} with admin option"))
+
+    async def as_if_it_had_made_the_role() -> None:
+        async with _connected(superuser_url) as connection:
+            may_separate = connection.get_server_version().major >= 16
+            what = "admin true, inherit false, set false" if may_separate else "admin option"
+            await connection.execute(f"grant {SERVICE_ROLE} to {login} with {what}")
+
+    asyncio.run(as_if_it_had_made_the_role())
     return logged_in(empty_url, login)
-
-
-async def _execute(url: str, statement: str) -> None:
-    async with _connected(url) as connection:
-        await connection.execute(statement)
 
 
 async def test_an_owner_who_is_no_superuser_migrates_and_the_service_refuses_to_work_as_it(owned_url: str) -> None:
@@ -370,6 +369,20 @@ async def test_an_owner_who_is_no_superuser_migrates_and_the_service_refuses_to_
         await check_schema(Access(owned_url))
 
 
+async def test_an_owner_who_may_not_grant_the_role_of_a_neighbour_is_told(
+    empty_url: str, make_login: Callable[..., str]
+) -> None:
+    """Two installations of different owners on one server. Up to PostgreSQL 15, createrole was enough."""
+    login = await asyncio.to_thread(make_login, "createrole", owns=empty_url)
+    url = logged_in(empty_url, login)
+    async with _connected(url) as connection:
+        if connection.get_server_version().major < 16:
+            assert await migrate(url) == _revisions()[-1]
+            return
+    with pytest.raises(WrongSchema, match=SERVICE_ROLE):
+        await migrate(url)
+
+
 async def test_a_login_that_inherits_from_the_owner_is_refused_too(
     owned_url: str, make_login: Callable[..., str], superuser_url: str
 ) -> None:
@@ -377,7 +390,8 @@ async def test_a_login_that_inherits_from_the_owner_is_refused_too(
     await migrate(owned_url, service_login=deputy)
     async with _connected(owned_url) as connection:
         owner = await connection.fetchval("select current_user")
-    await _execute(superuser_url, f"grant {owner} to {deputy}")
+    async with _connected(superuser_url) as connection:
+        await connection.execute(f"grant {owner} to {deputy}")
     with pytest.raises(WrongSchema, match="must not work as the owner"):
         await check_schema(Access(logged_in(owned_url, deputy)))
 
@@ -409,11 +423,17 @@ async def test_a_login_that_nobody_let_in_is_told_how(fresh_url: str, make_login
         await check_schema(Access(logged_in(fresh_url, login)))
 
 
+@pytest.mark.parametrize("work", [migrate, lambda url: check_schema(Access(url))], ids=["migrate", "check"])
+async def test_a_login_that_the_server_does_not_know_is_told(fresh_url: str, work: Callable[[str], Any]) -> None:
+    with pytest.raises(WrongSchema, match="cairn_absent_login"):
+        await work(logged_in(fresh_url, "cairn_absent_login"))
+
+
 async def test_an_owners_login_that_may_not_become_the_service_is_told(
     fresh_url: str, make_login: Callable[..., str]
 ) -> None:
     login = await asyncio.to_thread(make_login)
-    with pytest.raises(WrongSchema):
+    with pytest.raises(WrongSchema, match=SERVICE_ROLE):
         await check_schema(Access(logged_in(fresh_url, login), assume_role=True))
 
 
@@ -437,6 +457,18 @@ async def test_a_login_of_its_own_has_the_services_timeouts(fresh_url: str, make
     async with Database(Access(logged_in(fresh_url, login))) as database, database.hot() as connection:
         shown = {name: await connection.fetchval(f"show {name}") for name in TIMEOUTS}
     assert shown == TIMEOUTS
+
+
+async def test_a_login_with_no_time_limits_is_told(
+    fresh_url: str, make_login: Callable[..., str], superuser_url: str
+) -> None:
+    """As where the owner may let a login work as the service, but not change it."""
+    login = await asyncio.to_thread(make_login)
+    await migrate(fresh_url, service_login=login)
+    async with _connected(superuser_url) as connection:
+        await connection.execute(f"alter role {login} reset all")
+    with pytest.raises(WrongSchema, match=f'alter role "{login}" set statement_timeout'):
+        await check_schema(Access(logged_in(fresh_url, login)))
 
 
 async def test_letting_a_login_in_twice_is_once(fresh_url: str, make_login: Callable[..., str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -105,20 +106,19 @@ _STANDING = Progress(
 def _moved(progress: Progress, kind: EventKind) -> Transition:
     """To the next step, or from none to the first."""
     begins = kind is EventKind.STARTED
+    revision = 1 if begins else progress.revision + 1
     event = ProgressEvent(
-        revision=1 if begins else progress.revision + 1,
+        revision=revision,
         kind=kind,
         attempt=progress.attempt,
         version=progress.version,
         from_step_id=None if begins else progress.current_step_id,
-        to_step_id=StepId("stp_next"),
+        to_step_id=StepId(f"stp_{revision}"),
         outcome=None if begins else Outcome.DONE,
         note=None,
         occurred_at=Millis(progress.last_activity_at + 1),
     )
-    after = replace(
-        progress, revision=event.revision, current_step_id=event.to_step_id, last_activity_at=event.occurred_at
-    )
+    after = replace(progress, revision=revision, current_step_id=event.to_step_id, last_activity_at=event.occurred_at)
     return Transition(None if begins else progress, after, (event,), Told.STARTED if begins else Told.ADVANCED)
 
 
@@ -213,7 +213,10 @@ async def test_a_hot_statement_scans_no_table(crowded_url: str, ask: Callable[[W
         assert answer not in ([], {}), "with other arguments, it would have another plan"
         for nodes in (database.nodes, database.generic_nodes):
             assert [node["Relation Name"] for node in nodes if "Seq Scan" in node["Node Type"]] == []
-        # Nor all that an organisation has in an index: what one person and one server have, and no more.
+            # Nor a whole index: each search in one begins with the organisation, or with the host's name.
+            searches = [node.get("Index Cond", "") for node in nodes if "Index Name" in node]
+            assert all(re.search(r"\((organization_id|slug|custom_domain) = ", search) for search in searches), searches
+        # Nor all that an organisation has: what one person and one server have, and no more.
         read = [
             node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             for node in database.nodes

@@ -135,7 +135,7 @@ async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection
         "alter table walkthrough_steps disable trigger walkthrough_steps_guard",
         "drop table tool_calls",
         "drop trigger walkthrough_steps_guard on walkthrough_steps",
-        "create or replace function walkthrough_steps_guard() returns trigger language plpgsql as 'begin return new; end'",
+        "create or replace function walkthrough_steps_guard() returns trigger language plpgsql as 'begin end'",
         "create index mine on walkthroughs (created_at)",
         "create table tool_calls_mine partition of tool_calls for values from (1) to (2)",
         "select make_tool_call_partitions('2100-01-01', 1)",
