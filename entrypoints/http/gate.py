@@ -4,6 +4,7 @@
     foreign Origin          403       MCP transports: against DNS rebinding
     not POST to /mcp        405       no stream is offered, and there are no sessions to end
     body over 1 MiB         413
+    not one JSON-RPC call   400
     token needed, not there 401       RFC 6750 section 3, without an error code
     token not valid here    401       RFC 6750 section 3.1, error="invalid_token"
     database away           503, but a tool call goes on and is answered `temporarily_unavailable`
@@ -17,6 +18,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -33,16 +35,20 @@ _T = TypeVar("_T")
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
-_MCP_PATHS = frozenset({"/mcp", "/mcp/"})
+# The router overlooks slashes, so `//mcp` is the same place; any other path is refused here, unseen by the router.
+_MCP_PATH = re.compile(r"/*mcp/*")
 # For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
 _LOOKUP_SECONDS = 1.0
+_LINGER_SECONDS = 2.0
+_INVALID_REQUEST = -32600  # JSON-RPC 2.0 section 5.1
 
 
 class Refusal(Exception):
-    """An HTTP answer that ends a request at the gate."""
+    """An HTTP answer that ends a request at the gate; with a `code`, in the form of a JSON-RPC error."""
 
-    def __init__(self, status: int, problem: str, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, status: int, problem: str, *headers: tuple[bytes, bytes], code: int | None = None) -> None:
         super().__init__(problem)
+        self.code = code
         self.status = status
         self.problem = problem
         self.headers = headers
@@ -74,7 +80,7 @@ class Gate:
         try:
             arrival, receive = await self._admit(cast(HTTPScope, scope), receive)
         except Refusal as refusal:
-            await _refuse(send, refusal)
+            await _refuse(receive, send, refusal)
         except _Gone:
             return
         else:
@@ -94,15 +100,15 @@ class Gate:
         if server is None and not is_away:
             raise Refusal(421, "No Cairn server answers at this host name.")
         _check_origin(headers, host)
-        if scope["path"] not in _MCP_PATHS:
-            return Arrival(server, None, None, loop.time() + ANSWER_SECONDS), receive
+        if not _MCP_PATH.fullmatch(scope["path"]):
+            raise Refusal(404, "Cairn answers at /mcp.")
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
 
         body = await _read(headers, receive)
         # From here on it is our time, not that of a client that sends slowly.
         look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
-        messages = _messages(body)
+        message = _message(body)
         caller: Caller | None = None
         if server is not None:
             token = headers.bearer_token()
@@ -114,15 +120,20 @@ class Gate:
                     is_away = True
                 else:
                     if user_id is None:
-                        raise _unauthorized("This token is not valid on this server.", is_invalid=True)
-            elif _needs_token(server, messages):
-                raise _unauthorized("A token of this server is needed.", is_invalid=False)
+                        raise _unauthorized("This token is not valid on this server: get a new one.", is_invalid=True)
+            elif _needs_token(server, message):
+                raise _unauthorized(
+                    "A token of this server is needed: send it in the header 'Authorization: Bearer …'.",
+                    is_invalid=False,
+                )
             caller = Caller(server.key, user_id)
         if is_away:
             # The assistant can only read results: so a tool call is answered by the tool, anything else by 503.
-            if not any(message.get("method") == "tools/call" for message in messages):
+            if message is None or message.get("method") != "tools/call":
                 raise Refusal(503, "The database cannot be reached; try again.", (b"retry-after", b"1"))
             caller = None
+        if message is None:
+            raise Refusal(400, "A request body is one JSON-RPC request or notification.", code=_INVALID_REQUEST)
         return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(body, receive)
 
     def _host(self, headers: _Headers) -> str:
@@ -232,21 +243,22 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _messages(body: bytes) -> list[dict[str, Any]]:
-    """The JSON-RPC messages of a body; none where it is no JSON, which the protocol layer then says.
+def _message(body: bytes) -> dict[str, Any] | None:
+    """The JSON-RPC message that a body is; None for anything else, batches included, which the gate refuses.
 
-    Read by the parser that the protocol layer uses, so that no body means one thing here and another there.
+    The protocol layer has two readers, one for each era. Neither takes what this one refuses, and what it refuses
+    never gets to them.
     """
     try:
         decoded = json.loads(body)
     except (ValueError, RecursionError):
-        return []
-    return [each for each in (decoded if isinstance(decoded, list) else [decoded]) if isinstance(each, dict)]
+        return None
+    return decoded if isinstance(decoded, dict) and isinstance(decoded.get("method"), str) else None
 
 
-def _needs_token(server: Server, messages: list[dict[str, Any]]) -> bool:
-    return server.auth_mode is AuthMode.ON_CONNECT or any(
-        message.get("method") == "tools/call" and not _is_open(message.get("params")) for message in messages
+def _needs_token(server: Server, message: dict[str, Any] | None) -> bool:
+    return server.auth_mode is AuthMode.ON_CONNECT or (
+        message is not None and message["method"] == "tools/call" and not _is_open(message.get("params"))
     )
 
 
@@ -266,8 +278,11 @@ def _too_long() -> Refusal:
     return Refusal(413, f"A request body has at most {MAX_BODY_BYTES:,} bytes.", (b"connection", b"close"))
 
 
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    body = msgspec.json.encode({"error": refusal.problem})
+async def _refuse(receive: Receive, send: Send, refusal: Refusal) -> None:
+    said: dict[str, Any] = {"error": refusal.problem}
+    if refusal.code is not None:
+        said = {"jsonrpc": "2.0", "id": None, "error": {"code": refusal.code, "message": refusal.problem}}
+    body = msgspec.json.encode(said)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -275,4 +290,11 @@ async def _refuse(send: Send, refusal: Refusal) -> None:
         *refusal.headers,
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": refusal.status == 413})
+    if refusal.status == 413:
+        # A connection that is closed on bytes still under way is reset, and the answer lost (RFC 9112 section 9.6).
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

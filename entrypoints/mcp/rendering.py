@@ -29,7 +29,7 @@ from domain.errors import (
     WalkthroughUnavailable,
 )
 from domain.progress import Standpoint, Status, Told
-from domain.walkthrough import MAX_RESULT_BYTES, Delivery
+from domain.walkthrough import MAX_DESCRIPTION_CHARS, MAX_RESULT_BYTES, MAX_TITLE_CHARS, Delivery
 from entrypoints.mcp.schema import (
     LessonResult,
     ProgressResult,
@@ -42,7 +42,7 @@ from entrypoints.mcp.schema import (
     status_of,
 )
 
-ListT = TypeVar("ListT", bound=Struct)
+ListT = TypeVar("ListT", WalkthroughList, StatusList)
 
 _FENCE_DIGITS = 16  # of the content's own SHA-256: text that contains its own hash cannot be written
 
@@ -164,40 +164,51 @@ def _lesson_text(result: LessonResult) -> str:
 
 # --------------------------------------------------------------------------------------------------- lists
 
-# Tried in this order until a whole list fits into one result: descriptions are what can be spared.
-_DESCRIPTION_CHARS = (1_000, 240, 80, 0)
+# How many characters of a description and of a title: tried in this order until a whole list fits into one
+# result. A key names its walkthrough whatever is left of the title.
+_LENGTHS = ((MAX_DESCRIPTION_CHARS, MAX_TITLE_CHARS), (240, MAX_TITLE_CHARS), (80, 80), (0, 80), (0, 40), (0, 20))
+_ENVELOPE_BYTES = 500  # JSON-RPC around a result, with the longest name of a server
 
 
 def walkthrough_list(entries: Sequence[Entry]) -> tuple[WalkthroughList, str]:
     """The result of list_walkthroughs."""
-    return _fitting(lambda chars: WalkthroughList([Row(**_row(each, chars)) for each in entries]), _list_text)
+    return _fitting(lambda *chars: WalkthroughList([Row(**_row(each, *chars)) for each in entries]), _list_text)
 
 
 def status_list(entries: Sequence[Entry]) -> tuple[StatusList, str]:
     """The result of get_walkthrough_status."""
-    return _fitting(lambda chars: StatusList([_status_row(each, chars) for each in entries]), _status_text)
+    return _fitting(lambda *chars: StatusList([_status_row(each, *chars) for each in entries]), _status_text)
 
 
-def _fitting(build: Callable[[int], ListT], text: Callable[[ListT], str]) -> tuple[ListT, str]:
-    """The fullest form of a list that fits into one result; with hundreds of rows, the barest one."""
-    for chars in _DESCRIPTION_CHARS:
-        result = build(chars)
-        rendered = text(result)
-        if len(msgspec.json.encode((result, rendered))) <= MAX_RESULT_BYTES:
-            break
+def _fitting(build: Callable[[int, int], ListT], text: Callable[[ListT], str]) -> tuple[ListT, str]:
+    """The fullest form of a list that fits into one result; of what fits in no form, as many rows as do."""
+    for chars in _LENGTHS:
+        result = build(*chars)
+        if _fits(result, rendered := text(result)):
+            return result, rendered
+    rows, hidden = result.walkthroughs, 0
+    while not _fits(result, rendered):
+        hidden += 1 + len(rows) // 20
+        result = type(result)(rows[:-hidden])
+        rendered = f"{text(result)}\n\n{hidden} more are not shown here; each can be named by its key or title."
     return result, rendered
 
 
-def _row(entry: Entry, description_chars: int) -> dict[str, Any]:
+def _fits(result: Struct, text: str) -> bool:
+    return len(msgspec.json.encode((result, text))) <= MAX_RESULT_BYTES - _ENVELOPE_BYTES
+
+
+def _cut(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[: chars - 1] + "…" if chars else ""
+
+
+def _row(entry: Entry, description_chars: int, title_chars: int) -> dict[str, Any]:
     standing, shown = entry.standing, entry.standing.shown
-    description = shown.description
-    if len(description) > description_chars:
-        description = description[: max(description_chars - 1, 0)] + "…"
     return {
         "id": standing.walkthrough_id,
         "key": standing.key,
-        "title": shown.title,
-        "description": description,
+        "title": _cut(shown.title, title_chars),
+        "description": _cut(shown.description, description_chars),
         "type": shown.type,
         "step_count": shown.step_count,
         "estimated_minutes": shown.estimated_minutes,
@@ -208,11 +219,11 @@ def _row(entry: Entry, description_chars: int) -> dict[str, Any]:
     }
 
 
-def _status_row(entry: Entry, description_chars: int) -> StatusRow:
+def _status_row(entry: Entry, *chars: int) -> StatusRow:
     progress = entry.standing.progress
     assert progress is not None, "status is told of what was begun"  # noqa: S101
     return StatusRow(
-        **_row(entry, description_chars),
+        **_row(entry, *chars),
         attempt=progress.attempt,
         started_at=progress.started_at,
         last_activity_at=progress.last_activity_at,
@@ -310,7 +321,7 @@ def _explained(error: ToolError) -> str:
                 return f"{problem} The user has no walkthrough in progress: list_walkthroughs shows what there is."
             return (
                 f"{problem} Nothing has moved. If the user has finished the step they were shown, call again with "
-                "its handle:\n" + "\n".join(f"- {_stands(each)}" for each in error.standpoints)
+                "its handle:\n" + _some([f"- {_stands(each)}" for each in error.standpoints], "get_walkthrough_status")
             )
         case StepNotCurrent():
             return (
@@ -351,13 +362,19 @@ def _stands(at: Standpoint) -> str:
 
 
 def _candidates(error: WalkthroughNotFound) -> str:
-    shown = error.candidates[:50]
-    lines = [f"- {each.key}: {each.title}" for each in shown]
-    if len(error.candidates) > len(shown):
-        lines.append(f"- and {len(error.candidates) - len(shown)} more: list_walkthroughs shows them all")
-    return "\n".join(lines)
+    return _some([f"- {each.key}: {each.title}" for each in error.candidates], "list_walkthroughs")
+
+
+# Of lines with two of the longest titles, as many as fit into a result.
+_MAX_LINES = 20
+
+
+def _some(lines: Sequence[str], tool: str) -> str:
+    """As many of `lines` as fit, and which tool shows the rest."""
+    more = len(lines) - _MAX_LINES
+    return "\n".join([*lines[:_MAX_LINES], *([f"- and {more} more: {tool} shows them all"] if more > 0 else [])])
 
 
 def _quoted(text: str) -> str:
     """A piece of what the caller sent, short and on one line."""
-    return " ".join(text.split())[:100]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:100]

@@ -31,7 +31,7 @@ from domain.tenancy import Caller, CallId
 from domain.tenancy import Server as Tenant
 from entrypoints.mcp import rendering
 from entrypoints.mcp.schema import input_schema, output_schema
-from entrypoints.mcp.tools import TOOLS, Answer, Tool
+from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
 
 MAX_BODY_BYTES = 2**20
 # A call is answered within 5 s whatever its database does: 1 s to find the host, and from there on this.
@@ -271,7 +271,7 @@ def _client(context: ServerRequestContext[Any, Any], arrival: Arrival) -> tuple[
 
 def _loggable(text: str) -> str:
     """A caller's text as a database can hold it, and no longer than anyone will want to read."""
-    return text[:_MAX_LOGGED_CHARS].replace("\x00", "\ufffd").encode(errors="replace").decode()
+    return storable(text[:_MAX_LOGGED_CHARS])
 
 
 def _loggable_input(arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from entrypoints.mcp.schema import (
     StatusArguments,
     StatusList,
     WalkthroughList,
+    input_schema,
 )
 
 
@@ -62,7 +63,11 @@ class Tool(Generic[ArgumentsT]):
         Raises:
             InvalidArguments: which of them is wrong, and what is expected.
         """
-        given = {name: value for name, value in (arguments or {}).items() if value is not None}
+        given = {
+            storable(name): storable(value) if isinstance(value, str) else value
+            for name, value in (arguments or {}).items()
+            if value is not None
+        }
         for field in msgspec.structs.fields(self.arguments):
             # Required, and yet None is a value of it: the tool itself has something better to say than "missing".
             if field.required and NoneType in get_args(field.type):
@@ -70,7 +75,27 @@ class Tool(Generic[ArgumentsT]):
         try:
             return msgspec.convert(given, self.arguments, strict=True)
         except msgspec.ValidationError as error:
-            raise InvalidArguments(str(error)) from error
+            raise InvalidArguments(_problem(error, self.arguments)) from error
+
+
+_MAX_PROBLEM_CHARS = 200
+
+
+def _problem(error: msgspec.ValidationError, arguments: type[Struct]) -> str:
+    """Which argument is wrong, and what is expected; little of what was sent, which may be long."""
+    problem, _, place = str(error).rpartition(" - at ")
+    name = place.removeprefix("`$.").removesuffix("`")
+    if problem.startswith("Invalid enum value"):
+        choices = input_schema(arguments)["properties"][name]["enum"]
+        return f"`{name}` is one of {', '.join(choices)}"
+    if problem:
+        return f"{problem[:_MAX_PROBLEM_CHARS]} - at `{name[:_MAX_PROBLEM_CHARS]}`"
+    return place[:_MAX_PROBLEM_CHARS]
+
+
+def storable(text: str) -> str:
+    """Text without what neither UTF-8 nor a database can hold: NUL, and halves of surrogate pairs."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def _answered(lesson: Lesson) -> Answer:
@@ -107,7 +132,7 @@ async def _next(learning: Learning, caller: Caller, arguments: NextArguments) ->
             arguments.completed_step,
             arguments.walkthrough,
             outcome=Outcome(arguments.outcome),
-            note=_storable(arguments.note),
+            note=arguments.note,
         )
     )
 
@@ -119,13 +144,6 @@ async def _status(learning: Learning, caller: Caller, arguments: StatusArguments
 
 async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments) -> Answer:
     return _answered(await learning.review(caller, arguments.walkthrough, arguments.step_number))
-
-
-def _storable(note: str | None) -> str | None:
-    """A person's note without what no database can hold; the rest of it counts."""
-    if note is None:
-        return None
-    return note.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 TOOLS: Mapping[str, Tool[Any]] = {
