@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from application.ports import Clock, Ids, ServerListing, TenantStore
 from domain.errors import NotFound
-from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, domain_name, slug
+from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, display_name, domain_name, slug
 
 
 class Tenancy:
@@ -24,7 +24,7 @@ class Tenancy:
             InvalidValue, AlreadyExists.
         """
         id = OrganizationId(self._ids.new("org"))
-        await self._tenants.create_organization(id, slug(slug_), name or slug_, self._clock.now())
+        await self._tenants.create_organization(id, slug(slug_), display_name(name or slug_), self._clock.now())
         return id
 
     async def create_server(

@@ -30,6 +30,10 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 # Deliberately loose: an address is proved by a message that arrives, not by a pattern. RFC 5321 4.5.3.1: ≤ 254.
 _EMAIL = re.compile(r"(?=.{3,254}\Z)[^\s@<>,;\x00-\x1f\x7f]{1,64}@[^\s@<>,;\x00-\x1f\x7f]+")
+# Control characters, Unicode's line and paragraph separators, and halves of surrogate pairs. Joiners are not among
+# them: emoji and Persian need those.
+BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+MAX_NAME_CHARS = 100
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
@@ -71,6 +75,17 @@ def domain_name(value: str) -> str:
     if not _DOMAIN.fullmatch(lowered):
         raise InvalidValue(f"{value!r} cannot be a domain: give a host name such as guides.example.com")
     return lowered
+
+
+def display_name(value: str) -> str:
+    """What people see of an organisation or server: one line of 1 to `MAX_NAME_CHARS` characters.
+
+    Raises:
+        InvalidValue: for anything else.
+    """
+    if not value.strip() or len(value) > MAX_NAME_CHARS or BREAKS_A_LINE.search(value):
+        raise InvalidValue(f"a name is one line of 1 to {MAX_NAME_CHARS} characters")
+    return value
 
 
 def email_address(value: str) -> str:
@@ -116,6 +131,7 @@ class Server:
 
     def __post_init__(self) -> None:
         slug(self.slug)
+        display_name(self.name)
         if self.custom_domain is not None and domain_name(self.custom_domain) != self.custom_domain:
             raise InvalidValue(f"{self.custom_domain!r} must be in lower case")
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from domain.chain import StepChain
 from domain.errors import InvalidValue
-from domain.tenancy import OrganizationId, ServerKey, StepId, WalkthroughId, key
+from domain.tenancy import BREAKS_A_LINE, OrganizationId, ServerKey, StepId, WalkthroughId, key
 
 MAX_STEPS = 500
 MAX_TITLE_CHARS = 200
@@ -32,8 +32,6 @@ RESULT_FRAME_BYTES = 9_000
 
 # Neither has a place in UTF-8 text that a database holds.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-# Control characters and Unicode's line and paragraph separators. Joiners stay: emoji and Persian need them.
-_BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class WalkthroughType(StrEnum):
@@ -84,7 +82,7 @@ def title(value: str) -> str:
     Raises:
         InvalidValue: for anything else.
     """
-    if not value.strip() or len(value) > MAX_TITLE_CHARS or _BREAKS_A_LINE.search(value):
+    if not value.strip() or len(value) > MAX_TITLE_CHARS or BREAKS_A_LINE.search(value):
         raise InvalidValue(f"a title is one line of 1 to {MAX_TITLE_CHARS} characters")
     return value
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from domain.errors import InvalidValue
-from domain.tenancy import slug
+from domain.tenancy import domain_name, slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.default_server is not None:
-            slug(self.default_server)
+            _checked("default_server", slug, self.default_server)
+        if self.base_domain != "localhost":
+            _checked("base_domain", domain_name, self.base_domain)
         for url in (self.database_url, self.owner_database_url):
             if url is not None and not url.startswith(("postgresql://", "postgres://")):
                 raise InvalidValue("CAIRN_DATABASE_URL and CAIRN_OWNER_DATABASE_URL begin with postgresql://")
@@ -57,6 +59,13 @@ class Settings:
         """The variables that make these settings again, for a worker process."""
         values = {_variable(field.name): getattr(self, field.name) for field in fields(self)}
         return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _checked(name: str, check: Callable[[str], str], value: str) -> None:
+    try:
+        check(value)
+    except InvalidValue as error:
+        raise InvalidValue(f"{_variable(name)}: {error}") from error
 
 
 def _variable(name: str) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from domain.errors import TemporarilyUnavailable
+from domain.errors import OperatorError, TemporarilyUnavailable
 
 # Together below the 5 s within which a caller is promised an answer.
 _CONNECT_TIMEOUT_SECONDS = 2.0
@@ -72,6 +72,31 @@ class Access:
             "command_timeout": _STATEMENT_TIMEOUT_SECONDS,
             "server_settings": settings,
         }
+
+
+async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection of its own, for what an operator asked for. Takes what `asyncpg.connect` takes.
+
+    Raises:
+        OperatorError: when the URL cannot be understood, or names something that the server does not have.
+        OSError, TimeoutError, asyncpg.PostgresError: as `asyncpg.connect`.
+    """
+    try:
+        return await asyncpg.connect(**{"timeout": _CONNECT_TIMEOUT_SECONDS} | arguments)
+    except (
+        asyncpg.InvalidPasswordError,
+        asyncpg.InvalidCatalogNameError,  # no such database
+        asyncpg.UndefinedObjectError,  # a parameter that the server does not know
+        asyncpg.CantChangeRuntimeParamError,
+    ) as error:
+        raise OperatorError(
+            f"the database does not let Cairn in ({error.args[0]}): correct CAIRN_DATABASE_URL"
+        ) from error
+    except (ValueError, OverflowError) as error:  # their text may hold a piece of the password
+        raise OperatorError(
+            "CAIRN_DATABASE_URL cannot be read: write it as postgresql://user:password@host:5432/database, with "
+            "special characters percent-encoded"
+        ) from error
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, unavailable_when_away
+from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, connect, unavailable_when_away
 from adapters.postgres.tables import metadata
 from domain.errors import WrongSchema
 
@@ -43,7 +43,7 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda **_: asyncpg.connect(owner_url, timeout=10, server_settings={"application_name": "cairn"}),
+        async_creator=lambda **_: connect(dsn=owner_url, server_settings={"application_name": "cairn"}),
         poolclass=NullPool,
     )
     try:
@@ -62,7 +62,9 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
         # A migration speaks to the driver itself, so its errors come as they are.
         cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
         if isinstance(cause, _LOCKED_OUT):
-            raise WrongSchema(f"the server does not let the owner's login in: {cause.args[0]}") from error
+            raise WrongSchema(
+                f"the server does not let the owner's login in ({cause.args[0]}): correct CAIRN_DATABASE_URL"
+            ) from error
         if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise WrongSchema(
                 "the login may not change this database: migrate as its owner, a login that may create roles and "
@@ -95,7 +97,7 @@ async def _let_in(connection: AsyncConnection, login: str) -> None:
 async def ensure_database(superuser_url: str, name: str) -> None:
     """Makes the database if it is not there; for a server of our own, where nobody else does."""
     async with unavailable_when_away():
-        connection = await asyncpg.connect(superuser_url, timeout=10)
+        connection = await connect(dsn=superuser_url)
         try:
             if not await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
                 with suppress(
@@ -138,10 +140,13 @@ async def check_schema(access: Access) -> None:
     head = ScriptDirectory.from_config(_config()).get_current_head()
     async with unavailable_when_away():
         try:
-            connection = await asyncpg.connect(**access.connect_arguments())
+            connection = await connect(**access.connect_arguments())
         except (*_LOCKED_OUT, asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
             # The last two: it may not connect or become the service role, or there is no such role yet.
-            raise WrongSchema(f"the database lets the service not in ({error.args[0]}): run 'cairn migrate'") from error
+            raise WrongSchema(
+                f"the database does not let the service in ({error.args[0]}): run 'cairn migrate', or correct "
+                "CAIRN_DATABASE_URL"
+            ) from error
         try:
             revision = await connection.fetchval("select version_num from alembic_version")
             may_do_anything = await connection.fetchval(

@@ -35,7 +35,7 @@ class PostgresTenantStore:
         async with self._database.transaction() as connection:
             result = await connection.execute(statement.on_conflict_do_nothing(index_elements=["slug"]))
         if not result.rowcount:
-            raise AlreadyExists(f"there is an organisation {slug!r} already")
+            raise AlreadyExists(f"there is an organisation {slug!r} already: choose another slug")
 
     async def create_server(self, server: Server, now: Millis) -> None:
         statement = insert(mcp_servers).values(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any, TypeVar
 
 import click
 
-from domain.errors import ContentRejected, InvalidValue, OperatorError, TemporarilyUnavailable
+from domain.errors import ContentRejected, InvalidValue, NotFound, OperatorError, TemporarilyUnavailable
 from domain.tenancy import AuthMode
 from domain.walkthrough import Manuscript, PublishPolicy
-from entrypoints.cli.demo import prepare_demo
-from entrypoints.cli.serving import serve_until_stopped
+from entrypoints.cli.demo import DEMO, connection_lines, prepare_demo
+from entrypoints.cli.serving import listening, serve_until_stopped
 from entrypoints.container import Container, Storage, storage
 from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS
@@ -28,9 +30,16 @@ _STANDARD_INPUT = "-"
 
 def run(command: Callable[..., None], options: dict[str, Any]) -> None:
     """Runs a command; what an operator can mend is told in one line, with exit status 1."""
+    # Whatever ends a command lets it give back its share in the embedded server.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _refuse_what_is_no_text(options)
         command(**options)
     except ContentRejected as error:
+        if options["as_json"]:
+            findings = [{"file": f.file, "line": f.line, "rule": f.rule, "remedy": f.remedy} for f in error.findings]
+            click.echo(json.dumps({"findings": findings}, ensure_ascii=False))
+            raise SystemExit(1) from error
         for finding in error.findings:
             click.echo(finding, err=True)
         _fail(str(error))
@@ -38,6 +47,19 @@ def run(command: Callable[..., None], options: dict[str, Any]) -> None:
         _fail(str(error))
     except TemporarilyUnavailable as error:
         _fail(f"the database cannot be reached ({_cause(error)}): start it, or correct CAIRN_DATABASE_URL")
+
+
+def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
+    """Arguments are bytes: those that are no text come as lone surrogates, which no database takes.
+
+    Raises:
+        InvalidValue: with the name of the first.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isprintable():
+                option = name.replace("_", "-")
+                raise InvalidValue(f"{option} {text!a} cannot be stored: write it in printable UTF-8 characters")
 
 
 def _fail(problem: str) -> None:
@@ -62,6 +84,8 @@ def _print(as_json: bool, result: Any, *lines: str) -> None:
 
 def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
     settings = Settings.from_environment(data_dir=data_dir)
+    # A connection that Ctrl-C leaves half open is nothing to read about.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     async def awaited(held: Storage) -> _T:
         return await work(held)
@@ -82,26 +106,28 @@ def _with_container(data_dir: Path | None, work: Callable[[Container], Awaitable
 # ------------------------------------------------------------------------------------------------- running
 
 
-def dev(data_dir: Path | None, port: int) -> None:
+def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
     settings = Settings.from_environment(
-        data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER", "demo")
+        data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER") or DEMO
     )
-    with storage(settings, _say, may_create=True) as held:
-        connection = asyncio.run(prepare_demo(held, settings))
-        serve_until_stopped(held, settings, host="127.0.0.1", port=port, workers=1, on_ready=connection.announce)
-
-
-def serve(data_dir: Path | None, host: str, port: int, workers: int) -> None:
-    settings = Settings.from_environment(data_dir=data_dir)
-    with storage(settings, _say) as held:
-        asyncio.run(held.check())
+    # First, so that a port in use is told before a database is made.
+    with listening("127.0.0.1", port) as listener, storage(settings, _say, may_create=True) as held:
+        token = asyncio.run(prepare_demo(held, settings))
+        url = f"{listener.address}/mcp"
+        lines = connection_lines(url, token)
         serve_until_stopped(
-            held,
-            settings,
-            host=host,
-            port=port,
-            workers=workers,
-            on_ready=lambda address: _say(f"Cairn serves at {address}/mcp (stop it with Ctrl-C)"),
+            held, settings, listener, workers=1, on_ready=lambda: _print(as_json, {"url": url, "token": token}, *lines)
+        )
+
+
+def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bool) -> None:
+    settings = Settings.from_environment(data_dir=data_dir)
+    with listening(host, port) as listener, storage(settings, _say) as held:
+        asyncio.run(held.check())
+        url = f"{listener.address}/mcp"
+        said = f"Cairn serves at {url} (stop it with Ctrl-C)"
+        serve_until_stopped(
+            held, settings, listener, workers=workers, on_ready=lambda: _print(as_json, {"url": url}, said)
         )
 
 
@@ -208,7 +234,7 @@ def token_create(server: str, email: str, data_dir: Path | None, as_json: bool) 
 def token_revoke(server: str, email: str | None, token: str | None, data_dir: Path | None, as_json: bool) -> None:
     if (email is None) == (token is None):
         raise click.UsageError("Give either --email or --token.")
-    secret = sys.stdin.readline().strip() if token == _STANDARD_INPUT else token
+    secret = sys.stdin.buffer.readline().decode(errors="replace").strip() if token == _STANDARD_INPUT else token
 
     async def revoke(container: Container) -> int:
         key = (await container.tenancy().server(server)).key
@@ -223,15 +249,16 @@ def token_revoke(server: str, email: str | None, token: str | None, data_dir: Pa
 # ----------------------------------------------------------------------------------------------- authoring
 
 
+def _manuscript(folder: Path) -> Manuscript:
+    # A finding never names a path of this machine; whoever mistyped one wants to see it.
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is no folder: name the one that holds the walkthrough.yaml")
+    manuscript: Manuscript = Container.read_folder()(folder)
+    return manuscript
+
+
 def lint(folder: Path, as_json: bool) -> None:
-    try:
-        manuscript: Manuscript = Container.read_folder()(folder)
-    except ContentRejected as error:
-        if not as_json:
-            raise
-        findings = [{"file": f.file, "line": f.line, "rule": f.rule, "remedy": f.remedy} for f in error.findings]
-        click.echo(json.dumps({"findings": findings}, ensure_ascii=False))
-        raise SystemExit(1) from error
+    manuscript = _manuscript(folder)
     steps = len(manuscript.steps)
     _print(
         as_json,
@@ -242,7 +269,7 @@ def lint(folder: Path, as_json: bool) -> None:
 
 def push(folder: Path, org: str, publish: bool, servers: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
     placements = [_placement(each) for each in servers]
-    manuscript: Manuscript = Container.read_folder()(folder)
+    manuscript = _manuscript(folder)
     stored = _with_container(
         data_dir,
         lambda container: container.authoring().push(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,42 +19,33 @@ from entrypoints.settings import Settings
 DEMO = "demo"
 DEVELOPER = "developer@example.com"
 WALKTHROUGHS = Path(entrypoints.__file__).parent / "walkthroughs"
+_REMEDY = "move it away, or choose another --data-dir"
 _TOKEN_FILE = "dev-token"  # noqa: S105  # a file's name
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """How to connect to the demo server."""
-
-    token: str
-
-    def announce(self, address: str) -> None:
-        """Prints it, ready to be pasted."""
-        url, header = f"{address}/mcp", f"Authorization: Bearer {self.token}"
-        configuration = {
-            "mcpServers": {
-                "cairn-demo": {"type": "http", "url": url, "headers": dict([header.split(": ", 1)])},
-            }
-        }
-        lines = [
-            "",
-            click.style("Cairn is running.", bold=True) + " Connect your assistant to the demo server, and ask it:",
-            click.style("show me the walkthroughs", italic=True),
-            "",
-            f"  URL     {url}",
-            f"  Token   {self.token}",
-            "",
-            click.style("Claude Code", bold=True),
-            f"  claude mcp add --transport http cairn-demo {url} --header '{header}'",
-            "",
-            click.style("Cursor and others", bold=True) + " that read an mcpServers file (Cursor: ~/.cursor/mcp.json)",
-            *("  " + line for line in json.dumps(configuration, indent=2).splitlines()),
-            "",
-            "The token is a development one, of this data directory. Stop with Ctrl-C: progress is kept.",
-            "",
-        ]
-        for line in lines:
-            click.echo(line)
+def connection_lines(url: str, token: str) -> list[str]:
+    """How to connect to the demo server, ready to be pasted."""
+    header = f"Authorization: Bearer {token}"
+    server = {"type": "http", "url": url, "headers": {"Authorization": f"Bearer {token}"}}
+    configuration = {"mcpServers": {"cairn-demo": server}}
+    return [
+        "",
+        click.style("Cairn is running.", bold=True) + " Connect your assistant to the demo server, and ask it:",
+        click.style("show me the walkthroughs", italic=True),
+        "",
+        f"  URL     {url}",
+        f"  Token   {token}",
+        "",
+        click.style("Claude Code", bold=True),
+        f"  claude mcp add --transport http cairn-demo {url} --header '{header}'",
+        "",
+        click.style("Cursor and others", bold=True) + " that read an mcpServers file (Cursor: ~/.cursor/mcp.json)",
+        *("  " + line for line in json.dumps(configuration, indent=2).splitlines()),
+        "",
+        "The token is for development, and stays the same in this data directory.",
+        "Stop with Ctrl-C: progress is kept.",
+        "",
+    ]
 
 
 def shipped_walkthroughs() -> list[Path]:
@@ -63,8 +53,8 @@ def shipped_walkthroughs() -> list[Path]:
     return sorted(folder for folder in WALKTHROUGHS.iterdir() if folder.is_dir())
 
 
-async def prepare_demo(storage: Storage, settings: Settings) -> Connection:
-    """Migrates, and makes whatever of the demo is not there yet. Safe to repeat."""
+async def prepare_demo(storage: Storage, settings: Settings) -> str:
+    """Migrates, and makes whatever of the demo is not there yet. Safe to repeat. Returns the developer's token."""
     await storage.migrate()
     await storage.check()
     async with storage.opened() as container:
@@ -74,14 +64,14 @@ async def prepare_demo(storage: Storage, settings: Settings) -> Connection:
             await container.tenancy().create_server(
                 DEMO, DEMO, auth_mode=AuthMode.ON_DEMAND, name="Cairn demo", custom_domain=None
             )
-        for order, folder in enumerate(shipped_walkthroughs(), start=1):
+        for folder in shipped_walkthroughs():
             await container.authoring().push(
                 DEMO,
                 container.read_folder()(folder),
                 publish=PublishPolicy.OFFER,
-                servers=[(DEMO, order)],
+                servers=[(DEMO, None)],
             )
-        return Connection(await _token(container, settings.data_dir))
+        return await _token(container, settings.data_dir)
 
 
 async def _token(container: Container, data_dir: Path) -> str:
@@ -99,6 +89,8 @@ def _kept_token(data_dir: Path) -> str | None:
         return (data_dir / _TOKEN_FILE).read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise OperatorError(f"cannot read {data_dir / _TOKEN_FILE} ({error.strerror}): {_REMEDY}") from error
 
 
 def _keep_token(data_dir: Path, token: str) -> None:
@@ -110,4 +102,4 @@ def _keep_token(data_dir: Path, token: str) -> None:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write(token + "\n")
     except OSError as error:
-        raise OperatorError(f"cannot write {file} ({error.strerror}): choose another --data-dir") from error
+        raise OperatorError(f"cannot write {file} ({error.strerror}): {_REMEDY}") from error

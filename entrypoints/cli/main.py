@@ -66,6 +66,7 @@ def token() -> None:
 @main.command()
 @_data_dir
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@_json
 def dev(**options: Any) -> None:
     """Run everything on this machine: database, demo walkthroughs, server. Prints how to connect."""
     _run("dev", options)
@@ -76,6 +77,7 @@ def dev(**options: Any) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@_json
 def serve(**options: Any) -> None:
     """Serve the MCP servers of a migrated database."""
     _run("serve", options)

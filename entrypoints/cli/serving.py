@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -23,23 +24,45 @@ _GRACE_SECONDS = 5
 _BACKLOG = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that listens, and how to reach it."""
+
+    socket: socket.socket
+    address: str
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[Listener]:
+    """Listens from now on; port 0 takes a free one. Whoever connects before anything is served waits.
+
+    Raises:
+        OperatorError: when the address cannot be listened on, with what to do.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            problem = f"cannot listen on {host} port {port} ({error.strerror}): choose another address or port"
+            if error.errno == errno.EADDRINUSE:
+                problem = f"port {port} is in use: stop what listens there, or choose another with --port"
+            raise OperatorError(problem) from error
+        listener.set_inheritable(True)
+        yield Listener(listener, f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+
+
 def serve_until_stopped(
     storage: Storage,
     settings: Settings,
+    listener: Listener,
     *,
-    host: str,
-    port: int,
     workers: int,
-    on_ready: Callable[[str], None],
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serves until SIGINT or SIGTERM. `on_ready` is told the address once calls are answered.
-
-    Raises:
-        OperatorError: when the address cannot be listened on.
-    """
+    """Serves until SIGINT or SIGTERM. `on_ready` is called once calls are answered."""
     configure_logs()
-    listening = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     options = {
         # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
         "loop": "uvloop" if sys.platform != "win32" else "asyncio",
@@ -53,14 +76,13 @@ def serve_until_stopped(
         config = uvicorn.Config(application(storage, settings), **options)  # type: ignore[arg-type]
         # uvicorn raises the signal that stopped it once more, for whoever waits for it. Nobody does: to be stopped is
         # how serving ends, and what follows (the embedded server is left) has still to happen.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: None)
-        _Server(config, lambda: on_ready(address)).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):
+            _Server(config, on_ready).run(sockets=[listener.socket])
         return
     os.environ.update(settings.environment())
     config = uvicorn.Config("entrypoints.http.app:create_app", factory=True, workers=workers, **options)  # type: ignore[arg-type]
-    on_ready(address)  # the socket listens: what comes before the workers are up waits for them
-    Multiprocess(config, sockets=[listening]).run()
+    on_ready()  # the socket listens: what comes before the workers are up waits for them
+    Multiprocess(config, sockets=[listener.socket]).run()
 
 
 class _Server(uvicorn.Server):
@@ -74,20 +96,3 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_started()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            problem = f"port {port} is in use: stop what listens there, or choose another with --port"
-        else:
-            problem = f"cannot listen on {host} port {port} ({error.strerror}): choose another address or port"
-        raise OperatorError(problem) from error
-    listening.set_inheritable(True)
-    return listening

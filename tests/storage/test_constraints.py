@@ -278,6 +278,7 @@ async def test_no_column_of_a_frozen_versions_step_changes(
         await tenants.execute(_change("walkthrough_steps", f"id = 'a{version}2'", **change))
 
 
+@pytest.mark.promise("version.frozen")
 @FROZEN
 @pytest.mark.parametrize("column", walkthrough_versions.columns, ids=lambda column: column.name)
 async def test_no_column_of_a_frozen_version_changes(tenants: asyncpg.Connection, column: object, version: int) -> None:

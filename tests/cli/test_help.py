@@ -1,0 +1,102 @@
+"""What the command line says about itself, and how fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from entrypoints.cli.main import main
+from tests.cli.conftest import Nursery
+from tests.processes import PROJECT, environment
+
+HEAVY = (
+    "alembic",
+    "asyncpg",
+    "dependency_injector",
+    "litestar",
+    "mcp",
+    "msgspec",
+    "sqlalchemy",
+    "structlog",
+    "uvicorn",
+)
+CAIRN = Path(sys.executable).with_name("cairn")
+
+
+def commands(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+ALL = dict(commands())
+
+
+@pytest.mark.promise("cli.help-fast")
+def test_help_imports_nothing_heavy() -> None:
+    script = f"""
+import json, sys
+from entrypoints.cli.main import main
+main(["--help"], standalone_mode=False)
+main(["server", "create", "--help"], standalone_mode=False)
+print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.promise("cli.help-fast")
+def test_help_answers_in_under_0_3_seconds() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        done = subprocess.run([CAIRN, "--help"], capture_output=True, text=True, check=True, env=environment())
+        assert done.stdout.startswith("Usage: cairn [OPTIONS] COMMAND")
+        return time.perf_counter() - began
+
+    # The least of several: on a busy machine only that one says what the program itself takes.
+    assert min(seconds() for _ in range(6)) < 0.3
+
+
+def test_every_command_that_is_promised_is_there() -> None:
+    assert {" ".join(path) for path in ALL} == {
+        *("dev", "serve", "migrate", "org create", "server create", "server list"),
+        *("assign", "lint", "push", "token create", "token revoke", "tools"),
+    }
+
+
+@pytest.mark.promise("cli.json")
+def test_every_command_has_json_and_every_one_that_touches_data_a_data_dir() -> None:
+    options = {path: {name for each in command.params for name in each.opts} for path, command in ALL.items()}
+    assert not [path for path, names in options.items() if "--json" not in names]
+    assert {path for path, names in options.items() if "--data-dir" not in names} == {("lint",), ("tools",)}
+
+
+@pytest.mark.parametrize("path", [(), ("org",), ("server",), ("token",), *ALL], ids=" ".join)
+def test_help_of_every_command_fits_a_terminal_and_explains_each_option(
+    nursery: Nursery, path: tuple[str, ...]
+) -> None:
+    short, long = nursery.run(*path, "-h", COLUMNS="80"), nursery.run(*path, "--help", COLUMNS="80")
+    assert short.lines == long.lines
+    assert max(map(len, long.lines)) <= 80
+    command = ALL.get(path)
+    if command:
+        assert command.help
+        for each in command.params:
+            assert isinstance(each, click.Argument) or each.help, f"--{each.name} is not explained"
+
+
+def test_the_version_is_the_packages(nursery: Nursery) -> None:
+    from importlib.metadata import version
+
+    assert nursery.run("--version").lines == [f"cairn, version {version('cairn')}"]
