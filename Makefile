@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
-	$(BIN)/cairn dev --port $(or $(PORT),8000) --data-dir $(or $(DATA_DIR),.cairn)
+	$(BIN)/cairn dev --port $(or $(PORT),8000) --data-dir "$(or $(DATA_DIR),.cairn)"
 
 # What Cairn needs, and the `cairn` command, in .venv.
 install: .venv/installed
@@ -25,7 +25,7 @@ check: .venv/installed-dev
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Cairn needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # The build backend is among the locked packages, so that nothing is fetched without its hash, and nothing at all
 # once it is there.

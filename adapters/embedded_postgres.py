@@ -59,8 +59,8 @@ _LOG_MAX_BYTES = 10_000_000  # kept once more as `.1`: enough for the story of a
 _TAIL_LINES = 5  # of the log in an error: PostgreSQL says why in the last two or three
 
 # PostgreSQL's frontend protocol 3.0: a start-up packet, and Terminate.
-_GREETING = struct.pack("!I", 3 << 16) + b"user\0postgres\0database\0postgres\0application_name\0cairn\0\0"
-_GREETING = struct.pack("!I", len(_GREETING) + 4) + _GREETING
+_WHO = b"user\0postgres\0database\0postgres\0application_name\0cairn\0\0"
+_GREETING = struct.pack("!II", 8 + len(_WHO), 3 << 16) + _WHO
 _TERMINATE = b"X\0\0\0\4"
 _CANNOT_CONNECT_NOW = b"C57P03\0"  # the SQLSTATE field of "the database system is starting up / shutting down"
 

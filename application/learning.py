@@ -145,6 +145,7 @@ class Learning:
                 note=note,
                 already_noted=already_noted,
                 now=now,
+                unreadable=completed_step is not None,
             )
 
         return await self._commit(caller, standing, decide, handle=handle)

@@ -259,6 +259,10 @@ class TenantStore(Protocol):
         """The id behind a slug."""
         ...
 
+    async def server(self, slug: str) -> ServerListing | None:
+        """The server with this slug, whoever's it is."""
+        ...
+
     async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
         """The servers of one organisation, or of all, by organisation and slug."""
         ...

@@ -68,8 +68,8 @@ class Tenancy:
         Raises:
             NotFound: also for another organisation's server, in the same words.
         """
-        for listing in await self.servers(organization):
-            if listing.server.slug == slug_:
-                return listing.server
+        found = await self._tenants.server(slug_)
+        if found is not None and organization in (None, found.organization_slug):
+            return found.server
         where = f" in organisation {organization!r}" if organization else ""
         raise NotFound(f"there is no server {slug_!r}{where}: see 'cairn server list'")

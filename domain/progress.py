@@ -175,7 +175,7 @@ class Progress:
     def _position(self, version: Version) -> int:
         """How many steps lie before the current one: all of them once completed."""
         step = self.current_step(version)
-        return len(version.steps) if step is None else version.steps.index(step)
+        return len(version.steps) if step is None else version.position(step.id)
 
     def completed_keys(self, version: Version) -> frozenset[str]:
         """Keys of all steps completed in this attempt, in this version (`version`) or an earlier one."""
@@ -225,13 +225,13 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Standpoint:
-    """Where someone stands, as an error names it. `handle` is None once completed or if not started."""
+    """Where someone stands, as an error names it. Step and handle are None once completed."""
 
     title: str
     reference: str
     step_title: str | None
     step_number: int | None
-    total_steps: int | None
+    total_steps: int
     handle: StepHandle | None
 
 
@@ -382,11 +382,13 @@ def next_step(
     note: str | None,
     already_noted: bool,
     now: Millis,
+    unreadable: bool = False,
 ) -> Transition:
     """Moves one step on, where `handle` is the current step's; then makes the move that a publish demands.
 
     `versions` holds the progress's version, the latest, and the handle's where there is such a version.
-    `already_noted` says whether this handle and note were recorded as stuck before.
+    `already_noted` says whether this handle and note were recorded as stuck before; `unreadable`, where there is no
+    handle, that something was given for one.
 
     Raises:
         VersionWithdrawn: when the version that the progress is on was withdrawn.
@@ -399,7 +401,7 @@ def next_step(
     if current is not None and publication.is_withdrawn:
         raise VersionWithdrawn(mine.title, here.reference)
     if handle is None:
-        raise CompletedStepRequired([here], unreadable=False)
+        raise CompletedStepRequired([here], unreadable=unreadable)
     if handle.walkthrough_id != progress.key.walkthrough_id or handle.attempt != progress.attempt:
         raise StepNotCurrent(here)
     shown_in = versions.get(handle.version)

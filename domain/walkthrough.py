@@ -228,9 +228,13 @@ class Version:
         """1 for the first version of a walkthrough, and so on."""
         return self.key.number
 
-    def position(self, step_id: StepId) -> int | None:
-        """Where a step stands, counted from 0; None for a step of another version."""
-        return self._position.get(step_id)
+    def position(self, step_id: StepId) -> int:
+        """Where a step of this version stands, counted from 0.
+
+        Raises:
+            KeyError: for a step of another version.
+        """
+        return self._position[step_id]
 
     def step(self, step_id: StepId) -> Step | None:
         """The step with this id; None for one of another version."""

@@ -32,7 +32,7 @@ from application.authoring import Authoring
 from application.identity import Identity
 from application.learning import Learning
 from application.tenancy import Tenancy
-from domain.errors import NotFound, OperatorError
+from domain.errors import NotFound
 from entrypoints.settings import Settings
 
 _DATABASE = "cairn"  # on the embedded server
@@ -105,7 +105,7 @@ class Storage:
             try:
                 if await asyncio.to_thread(self.embedded.ensure_running):
                     _log.warning("the embedded PostgreSQL was dead and has been started again")
-            except OperatorError as error:
+            except Exception as error:  # noqa: BLE001  # whatever it was, the next look may find it mended
                 _log.error("the embedded PostgreSQL cannot be started", problem=str(error))
 
 

@@ -234,6 +234,9 @@ class MemoryTenantStore:
     async def organization(self, slug: str) -> OrganizationId | None:
         return self._memory.organizations.get(slug)
 
+    async def server(self, slug: str) -> ServerListing | None:
+        return next((each for each in await self.servers(None) if each.server.slug == slug), None)
+
     async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
         slugs = {id: slug for slug, id in self._memory.organizations.items()}
         listings = [
@@ -262,6 +265,8 @@ class MemoryWalkthroughStore:
             (organization_id, manuscript.key), _Walkthrough(WalkthroughId(ids.new("wt")), manuscript.key)
         )
         latest = walkthrough.latest
+        for drafts in (walkthrough.manuscripts, walkthrough.states, walkthrough.versions):
+            drafts.pop((latest or 0) + 1, None)  # type: ignore[attr-defined]
         if latest and walkthrough.manuscripts[latest].content_hash() == manuscript.content_hash():
             walkthrough.is_published |= publish is not None
             stored = Stored(walkthrough.id, walkthrough.key, latest, walkthrough.is_published, is_unchanged=True)

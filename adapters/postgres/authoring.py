@@ -42,6 +42,7 @@ class PostgresWalkthroughStore:
         async with self._database.transaction() as connection:
             walkthrough = await _locked(connection, organization_id, manuscript.key, ids, now)
             id, latest = WalkthroughId(walkthrough["id"]), walkthrough["latest_version"]
+            await _drop_draft(connection, organization_id, id)
             if latest and await _hash(connection, organization_id, id, latest) == manuscript.content_hash():
                 if publish and not walkthrough["is_published"]:
                     await _mark(connection, organization_id, id, latest, now)
@@ -98,6 +99,17 @@ async def _hash(
     )
 
 
+async def _drop_draft(connection: AsyncConnection, organization_id: OrganizationId, id: WalkthroughId) -> None:
+    """What the author hands in takes the place of whatever the draft was."""
+    await connection.execute(
+        walkthrough_versions.delete().where(
+            walkthrough_versions.c.organization_id == organization_id,
+            walkthrough_versions.c.walkthrough_id == id,
+            walkthrough_versions.c.state == VersionState.DRAFT,
+        )
+    )
+
+
 async def _write_draft(
     connection: AsyncConnection,
     organization_id: OrganizationId,
@@ -107,14 +119,6 @@ async def _write_draft(
     ids: Ids,
     now: Millis,
 ) -> None:
-    """Puts the manuscript in the place of whatever the draft was."""
-    await connection.execute(
-        walkthrough_versions.delete().where(
-            walkthrough_versions.c.organization_id == organization_id,
-            walkthrough_versions.c.walkthrough_id == id,
-            walkthrough_versions.c.state == VersionState.DRAFT,
-        )
-    )
     # Fresh ids in every version: an id never means two different contents.
     chain = StepChain.of(StepId(ids.new("stp")) for _ in manuscript.steps)
     version = {"organization_id": organization_id, "walkthrough_id": id, "version": number}

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from domain.errors import OperatorError, TemporarilyUnavailable
 
-# Together below the 5 s within which a caller is promised an answer.
+# Each step gives up early; the bound on a whole call is the deadline that its entrypoint sets.
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
@@ -34,6 +34,7 @@ SERVICE_TIMEOUTS = {
     "idle_in_transaction_session_timeout": "10s",
 }
 
+# Signs that the database cannot be had at present; and what the driver counts among them, but is a mistake of ours.
 _AWAY = (
     OSError,  # refused, reset, no such socket
     TimeoutError,  # no connection free, or no answer, in time
@@ -47,6 +48,7 @@ _AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby, or a server that its operator has set read-only
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
+_MISTAKES = (ValueError, asyncpg.UnsupportedClientFeatureError, asyncpg.UnsupportedServerFeatureError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +106,9 @@ async def unavailable_when_away() -> AsyncIterator[None]:
     """Turns every sign of an unreachable, overloaded or restarting database into `TemporarilyUnavailable`."""
     try:
         yield
-    except _AWAY as error:
-        raise TemporarilyUnavailable from error
-    except DBAPIError as error:
-        if isinstance(error.orig.__cause__ if error.orig else None, _AWAY):
+    except (*_AWAY, DBAPIError) as error:
+        cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+        if isinstance(cause, _AWAY) and not isinstance(cause, _MISTAKES):
             raise TemporarilyUnavailable from error
         raise
 

@@ -180,11 +180,17 @@ class PostgresVersionLibrary:
             task = asyncio.create_task(self._load(missing))
             for key in missing:
                 self._loading[key] = task
-            task.add_done_callback(lambda _: [self._loading.pop(key, None) for key in missing])
+            task.add_done_callback(lambda task: self._loaded(missing, task))
         for task in {self._loading[key] for key in keys if key in self._loading}:
             loaded = await asyncio.shield(task)
             found |= {key: loaded[key] for key in keys if key in loaded}
         return found
+
+    def _loaded(self, keys: Sequence[VersionKey], task: asyncio.Task[Mapping[VersionKey, Version]]) -> None:
+        for key in keys:
+            del self._loading[key]
+        if not task.cancelled():
+            task.exception()  # goes to whoever still waits; where nobody does, asyncio need not say so
 
     async def _load(self, keys: Sequence[VersionKey]) -> Mapping[VersionKey, Version]:
         loaded: dict[VersionKey, Version] = {}

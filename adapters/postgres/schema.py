@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _MONTHS_AHEAD = 3
+_OLDEST_SERVER = 15_00_00  # the first with `unique nulls not distinct`
 # Two processes that migrate at once take turns. Transaction-level, as everywhere.
 _MIGRATION_LOCK = 0x43414952
 
@@ -114,6 +115,11 @@ def login_of(url: str) -> str | None:
 
 
 def _upgrade(connection: Connection, revision: str) -> None:
+    version = connection.scalar(text("select current_setting('server_version_num')::integer"))
+    if version is None or version < _OLDEST_SERVER:
+        raise WrongSchema(
+            f"Cairn needs PostgreSQL {_OLDEST_SERVER // 10_000} or newer; this server is {version // 10_000}"
+        )
     connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
     # Whoever waits for a table's lock holds up all who come after.
     connection.execute(text("set local lock_timeout = '3s'"))

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -62,7 +62,16 @@ class PostgresTenantStore:
             found = await connection.scalar(select(organizations.c.id).where(organizations.c.slug == slug))
         return OrganizationId(found) if found is not None else None
 
+    async def server(self, slug: str) -> ServerListing | None:
+        found = await self._listings(mcp_servers.c.slug == slug)
+        return found[0] if found else None
+
     async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
+        return await self._listings(
+            true() if organization_id is None else mcp_servers.c.organization_id == organization_id
+        )
+
+    async def _listings(self, which: ColumnElement[bool]) -> Sequence[ServerListing]:
         assigned = (
             select(func.count())
             .where(
@@ -74,10 +83,9 @@ class PostgresTenantStore:
         statement = (
             select(organizations.c.slug.label("organization_slug"), mcp_servers, assigned.label("assigned"))
             .join_from(mcp_servers, organizations, mcp_servers.c.organization_id == organizations.c.id)
+            .where(which)
             .order_by(organizations.c.slug, mcp_servers.c.slug)
         )
-        if organization_id is not None:
-            statement = statement.where(mcp_servers.c.organization_id == organization_id)
         async with self._database.transaction() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [
@@ -147,8 +155,13 @@ class RecentServers:
         if host not in self._asking:
             # One question however many wait for it; it outlives a caller who goes away.
             self._asking[host] = task = asyncio.create_task(self._ask(host))
-            task.add_done_callback(lambda _: self._asking.pop(host, None))
+            task.add_done_callback(lambda task: self._answered(host, task))
         return await asyncio.shield(self._asking[host])
+
+    def _answered(self, host: tuple[str | None, str | None], task: asyncio.Task[Server | None]) -> None:
+        del self._asking[host]
+        if not task.cancelled():
+            task.exception()  # goes to whoever still waits; where nobody does, asyncio need not say so
 
     async def _ask(self, host: tuple[str | None, str | None]) -> Server | None:
         asked_at = time.monotonic()
@@ -202,8 +215,7 @@ class PostgresTokenStore:
                 mcp_server_user_id=user_id,
                 created_at=now,
             )
-            # The same token again is the same person's: a token that is kept in a file is issued at each start.
-            await connection.execute(token.on_conflict_do_nothing())
+            await connection.execute(token)
         return user_id
 
     async def revoke(self, server: ServerKey, token_hash: bytes) -> int:

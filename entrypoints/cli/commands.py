@@ -46,7 +46,8 @@ def run(command: Callable[..., None], options: dict[str, Any]) -> None:
     except OperatorError as error:
         _fail(str(error))
     except TemporarilyUnavailable as error:
-        _fail(f"the database cannot be reached ({_cause(error)}): start it, or correct CAIRN_DATABASE_URL")
+        remedy = "start it, or correct CAIRN_DATABASE_URL" if os.environ.get("CAIRN_DATABASE_URL") else "try again"
+        _fail(f"the database does not answer ({_cause(error)}): {remedy}")
 
 
 def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
@@ -57,9 +58,9 @@ def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
     """
     for name, value in options.items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not text.isprintable():
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
                 option = name.replace("_", "-")
-                raise InvalidValue(f"{option} {text!a} cannot be stored: write it in printable UTF-8 characters")
+                raise InvalidValue(f"{option} {text!a} cannot be stored: write it in UTF-8")
 
 
 def _fail(problem: str) -> None:
@@ -110,6 +111,8 @@ def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
     settings = Settings.from_environment(
         data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER") or DEMO
     )
+    if settings.database_url is not None:
+        raise InvalidValue("cairn dev makes a database of its own: unset CAIRN_DATABASE_URL, or use 'cairn serve'")
     # First, so that a port in use is told before a database is made.
     with listening("127.0.0.1", port) as listener, storage(settings, _say, may_create=True) as held:
         token = asyncio.run(prepare_demo(held, settings))
@@ -311,5 +314,5 @@ def _placement(text: str) -> tuple[str, int | None]:
     if not colon:
         return slug, None
     if not (order.isascii() and order.isdigit() and len(order) <= 6):
-        raise InvalidValue(f"{text!r}: the place after the colon is a whole number, as in {slug}:1")
+        raise InvalidValue(f"{text!r}: the place after the colon is a whole number of up to 6 digits, as in {slug}:1")
     return slug, int(order)

@@ -54,7 +54,11 @@ def shipped_walkthroughs() -> list[Path]:
 
 
 async def prepare_demo(storage: Storage, settings: Settings) -> str:
-    """Migrates, and makes whatever of the demo is not there yet. Safe to repeat. Returns the developer's token."""
+    """Migrates, and makes whatever of the demo is not there yet. Returns the developer's token. Safe to repeat.
+
+    The shipped walkthroughs are published as they come with this release: whatever else was published under their keys
+    stays as an older version.
+    """
     await storage.migrate()
     await storage.check()
     async with storage.opened() as container:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def serve_until_stopped(
     configure_logs()
     options = {
         # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
-        "loop": "uvloop" if sys.platform != "win32" else "asyncio",
+        "loop": "uvloop",
         "timeout_graceful_shutdown": _GRACE_SECONDS,
         "log_config": None,
         "access_log": False,

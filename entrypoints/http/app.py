@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import cast
 
 from litestar import Litestar, asgi
@@ -16,26 +19,41 @@ from entrypoints.logs import configure_logs
 from entrypoints.mcp.server import McpEndpoint
 from entrypoints.settings import Settings
 
+_PARENT_CHECK_SECONDS = 1.0
+
 
 def create_app() -> ASGIApp:
-    """The application of a worker process: settings from the environment, storage held until the process ends."""
+    """The application of a worker process, with settings from the environment.
+
+    A worker ends when the process that started it has ended, however that was: orphans would hold its port. Its share
+    in an embedded server is given back at the end, by the last one so that the server stops.
+    """
     configure_logs()
     settings = Settings.from_environment()
-    held = storage(settings)
-    app = application(held.__enter__(), settings)
-    # Kept by the application, so that the worker's share in an embedded server lasts as long as the worker.
-    app.held = held  # type: ignore[attr-defined]
-    return app
+    share = ExitStack()
+
+    @asynccontextmanager
+    async def working() -> AsyncIterator[None]:
+        parent = multiprocessing.parent_process()
+        watch = asyncio.create_task(_end_with(parent)) if parent is not None else None
+        try:
+            yield
+        finally:
+            if watch is not None:
+                watch.cancel()
+            await asyncio.to_thread(share.close)
+
+    return application(share.enter_context(storage(settings)), settings, working)
 
 
-def application(storage: Storage, settings: Settings, container: Container | None = None) -> ASGIApp:
-    """The application on a storage; its pools are open from ASGI start-up to shut-down.
-
-    `container` is for tests that put something else behind a port.
-    """
+def application(
+    storage: Storage,
+    settings: Settings,
+    around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+) -> ASGIApp:
+    """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`."""
     database = storage.database()
-    container = container or Container()
-    container.database.override(database)
+    container = Container(database=database)
     container.check_dependencies()
     endpoint = McpEndpoint(container.learning(), container.call_log(), container.clock(), container.ids())
 
@@ -45,12 +63,12 @@ def application(storage: Storage, settings: Settings, container: Container | Non
 
     @asynccontextmanager
     async def serving(_: Litestar) -> AsyncIterator[None]:
-        keeper = asyncio.create_task(storage.keep_running())
-        try:
-            async with database, endpoint.running():
+        async with around(), database, endpoint.running():
+            keeper = asyncio.create_task(storage.keep_running())
+            try:
                 yield
-        finally:
-            keeper.cancel()
+            finally:
+                keeper.cancel()
 
     litestar = Litestar([mcp], lifespan=[serving], openapi_config=None, logging_config=None)
     return Gate(
@@ -60,3 +78,10 @@ def application(storage: Storage, settings: Settings, container: Container | Non
         base_domain=settings.base_domain,
         default_server=settings.default_server,
     )
+
+
+async def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """Stops this process in good order once `parent` is gone."""
+    while parent.is_alive():  # noqa: ASYNC110  # nothing that asyncio can wait for tells of a parent's end
+        await asyncio.sleep(_PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

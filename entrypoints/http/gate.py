@@ -2,6 +2,7 @@
 
     unknown host            421       RFC 9110 section 15.5.20
     foreign Origin          403       MCP transports: against DNS rebinding
+    another path            404
     not POST to /mcp        405       no stream is offered, and there are no sessions to end
     body over 1 MiB         413
     not one JSON-RPC call   400

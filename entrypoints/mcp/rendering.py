@@ -65,7 +65,7 @@ def lesson(it: Lesson) -> tuple[LessonResult, str]:
         step = StepResult(
             handle=str(handle) if handle else None,
             key=text.key,
-            number=version.steps.index(it.step) + 1,
+            number=version.position(it.step.id) + 1,
             title=text.title,
             content=text.content,
             assistant_notes=text.assistant_notes,
@@ -100,6 +100,12 @@ def lesson(it: Lesson) -> tuple[LessonResult, str]:
 def _what_now(it: Lesson, result: LessonResult) -> str:
     lines = []
     reference, step = result.walkthrough.id, result.step
+    if it.newer_version_offered:
+        lines.append(
+            f"Version {result.walkthrough.latest_version} of this walkthrough is out. Tell the user; if they want "
+            f'to move, call select_walkthrough with walkthrough="{reference}" and version="latest". What they '
+            "completed stays completed."
+        )
     if it.told is Told.REPEATED and step is not None:
         lines.append("That step was completed before, so nothing has moved. This is the current step.")
     if it.told is Told.STUCK:
@@ -128,12 +134,6 @@ def _what_now(it: Lesson, result: LessonResult) -> str:
             "4. Answer questions about this step without calling next_walkthrough_step.",
             f'Unsure where you are? Call select_walkthrough with walkthrough="{reference}": it moves nothing.',
         ]
-    if it.newer_version_offered:
-        lines.append(
-            f"Version {result.walkthrough.latest_version} of this walkthrough is out. Tell the user; if they want "
-            f'to move, call select_walkthrough with walkthrough="{reference}" and version="latest". What they '
-            "completed stays completed."
-        )
     return "\n".join(lines)
 
 
@@ -167,7 +167,7 @@ def _lesson_text(result: LessonResult) -> str:
 # How many characters of a description and of a title: tried in this order until a whole list fits into one
 # result. A key names its walkthrough whatever is left of the title.
 _LENGTHS = ((MAX_DESCRIPTION_CHARS, MAX_TITLE_CHARS), (240, MAX_TITLE_CHARS), (80, 80), (0, 80), (0, 40), (0, 20))
-_ENVELOPE_BYTES = 500  # JSON-RPC around a result, with the longest name of a server
+_ENVELOPE_BYTES = 800  # JSON-RPC around a result, with the longest name of a server
 
 
 def walkthrough_list(entries: Sequence[Entry]) -> tuple[WalkthroughList, str]:

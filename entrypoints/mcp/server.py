@@ -36,6 +36,7 @@ from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
 MAX_BODY_BYTES = 2**20
 # A call is answered within 5 s whatever its database does: 1 s to find the host, and from there on this.
 ANSWER_SECONDS = 3.5
+_WARNING_SECONDS = 1.0  # at most one line in this time: an outage is one story, however many calls it meets
 _LIST_TTL_MS = 60_000  # how long a client may keep the list of tools: they change with a release only
 _MAX_LOGGED_CHARS = 4_000  # per argument; longer than any argument that can be right
 _MAX_LOGGED_ARGUMENTS = 20
@@ -70,6 +71,7 @@ class McpEndpoint:
         self._calls = calls
         self._clock = clock
         self._ids = ids
+        self._warned_at = -_WARNING_SECONDS
         self._running: set[asyncio.Task[types.CallToolResult]] = set()
         schemas = {name: input_schema(tool.arguments) for name, tool in TOOLS.items()}
         self._tools = [_listed(tool) for tool in TOOLS.values()]
@@ -115,8 +117,13 @@ class McpEndpoint:
         # A task of its own: once begun, a call is finished and logged even when its client goes away.
         task = asyncio.create_task(self._answer(arrival, context, params))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._finished)
         return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[types.CallToolResult]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # has been raised to whoever still waited; where nobody did, asyncio need not say so
 
     async def _answer(
         self,
@@ -127,12 +134,21 @@ class McpEndpoint:
         """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
         again is told so."""
         if arrival.caller is None:
-            return _refused(TemporarilyUnavailable())
+            return self._unavailable("the gate could not ask the database")
         try:
             async with asyncio.timeout_at(arrival.answer_by):
                 return await self._run_and_record(arrival.caller, arrival, context, params)
-        except (TemporarilyUnavailable, TimeoutError):
-            return _refused(TemporarilyUnavailable())
+        except TemporarilyUnavailable as error:
+            return self._unavailable(repr(error.__cause__) if error.__cause__ else "others were faster, time and again")
+        except TimeoutError:
+            return self._unavailable("no answer in time")
+
+    def _unavailable(self, cause: str) -> types.CallToolResult:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARNING_SECONDS:
+            self._warned_at = now
+            _log.warning("tool calls are answered temporarily_unavailable", cause=cause)
+        return _refused(TemporarilyUnavailable())
 
     async def _run_and_record(
         self,

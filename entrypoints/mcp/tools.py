@@ -88,6 +88,7 @@ def _problem(error: msgspec.ValidationError, arguments: type[Struct]) -> str:
     if problem.startswith("Invalid enum value"):
         choices = input_schema(arguments)["properties"][name]["enum"]
         return f"`{name}` is one of {', '.join(choices)}"
+    problem = problem.replace(" | null", "")  # null counts as absent, so nobody is told of it
     if problem:
         return f"{problem[:_MAX_PROBLEM_CHARS]} - at `{name[:_MAX_PROBLEM_CHARS]}`"
     return place[:_MAX_PROBLEM_CHARS]

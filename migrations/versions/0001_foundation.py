@@ -286,6 +286,15 @@ create function walkthrough_versions_guard() returns trigger language plpgsql as
 declare
     reached integer;
 begin
+    if tg_op = 'DELETE' then
+        -- It goes with its walkthrough, whose row is then gone already, and in no other way.
+        if old.state <> 'draft' and exists (select from walkthroughs w
+                where w.organization_id = old.organization_id and w.id = old.walkthrough_id) then
+            raise exception 'version % of walkthrough % is published and stays', old.version, old.walkthrough_id
+                using errcode = 'integrity_constraint_violation';
+        end if;
+        return old;
+    end if;
     if tg_op = 'INSERT' then
         if new.state <> 'draft' then
             raise exception 'a version begins as a draft' using errcode = 'integrity_constraint_violation';
@@ -321,7 +330,7 @@ begin
     end if;
     return new;
 end $$;
-create trigger walkthrough_versions_guard before insert or update on walkthrough_versions
+create trigger walkthrough_versions_guard before insert or update or delete on walkthrough_versions
     for each row execute function walkthrough_versions_guard();
 """
 
@@ -368,10 +377,12 @@ end $$;
 
 grant usage on schema public to cairn_service;
 grant select on alembic_version to cairn_service;
-grant select, insert, update, delete on
-    organizations, mcp_servers, mcp_server_users, access_tokens, walkthroughs, walkthrough_versions,
-    walkthrough_steps, mcp_server_walkthroughs to cairn_service;
-grant select, insert, update on walkthrough_progress to cairn_service;
+grant select, insert on organizations, mcp_servers, walkthrough_steps to cairn_service;
+grant select, insert, update on mcp_server_users, walkthroughs, mcp_server_walkthroughs, walkthrough_progress
+    to cairn_service;
+-- Deleted are tokens that are revoked, and drafts that are replaced; nothing that anyone's progress hangs on.
+grant select, insert, delete on access_tokens to cairn_service;
+grant select, insert, update, delete on walkthrough_versions to cairn_service;
 grant select, insert on walkthrough_progress_events, tool_calls to cairn_service;
 revoke execute on function make_tool_call_partitions(timestamptz, integer), walkthrough_versions_guard(),
     walkthrough_steps_guard() from public;

@@ -344,3 +344,12 @@ async def test_each_worker_serves_a_killed_one_is_replaced_and_all_end_together(
         assert service.stop() == 0
         assert not any(is_alive(pid) for pid in workers)
         assert has_stopped(used)
+
+
+@pytest.mark.promise("serve.workers")
+def test_workers_end_when_the_process_that_started_them_is_killed(used: Path) -> None:
+    with serving("serve", "--workers", "2", "--port", "0", "--data-dir", str(used)) as service:
+        workers = wait_until(lambda: (found := workers_of(service)) and len(found) == 2 and found)
+        service.kill()
+        wait_until(lambda: not any(is_alive(pid) for pid in workers))
+        wait_until(lambda: has_stopped(used))  # the last worker out has stopped the embedded server

@@ -267,21 +267,19 @@ def test_a_data_directory_that_does_not_exist_is_not_made_by_a_command_that_only
 
 
 @pytest.mark.promise("cli.one-line-errors")
-@pytest.mark.parametrize("kind", ["directory", "file for data directory"])
-def test_dev_says_so_when_its_token_cannot_be_kept(
-    nursery: Nursery, make_database: Callable[..., str], tmp_path: Path, kind: str
-) -> None:
-    if kind == "directory":
-        (tmp_path / "dev-token").mkdir()
-        data_dir = tmp_path
-    else:
-        data_dir = tmp_path / "file"
-        data_dir.write_text("precious")
-    error = nursery.run(
-        "dev", "--port", "0", "--data-dir", str(data_dir), CAIRN_DATABASE_URL=make_database(is_empty=True)
-    ).error
-    assert str(data_dir) in error
+def test_dev_says_so_when_its_token_cannot_be_kept(nursery: Nursery, tmp_path: Path) -> None:
+    (tmp_path / "dev-token").mkdir()
+    error = nursery.run("dev", "--port", "0", "--data-dir", str(tmp_path)).error
+    assert str(tmp_path) in error
     assert "--data-dir" in error
+
+
+@pytest.mark.promise("cli.one-line-errors")
+def test_dev_keeps_its_hands_off_a_database_that_is_set(nursery: Nursery, tmp_path: Path) -> None:
+    url = "postgresql://127.0.0.1:1/production"
+    error = nursery.run("dev", "--port", "0", "--data-dir", str(tmp_path), CAIRN_DATABASE_URL=url).error
+    assert "unset CAIRN_DATABASE_URL" in error
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------- ports
@@ -365,7 +363,7 @@ def test_a_database_without_a_schema_says_to_migrate(
 
 
 @pytest.mark.promise("cli.one-line-errors")
-@pytest.mark.parametrize("command", ["serve --port 0", "migrate", "server list", "dev --port 0"])
+@pytest.mark.parametrize("command", ["serve --port 0", "migrate", "server list"])
 def test_a_database_of_a_newer_cairn_is_left_alone(
     nursery: Nursery, make_database: Callable[..., str], tmp_path: Path, command: str
 ) -> None:

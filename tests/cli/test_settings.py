@@ -160,7 +160,7 @@ def test_without_a_default_server_nobody_answers_at_the_bare_address(
         assert status(service, "acme.localhost") == 200
 
 
-def test_dev_serves_the_demo_server_at_the_bare_address(make_database: Callable[..., str], tmp_path: Path) -> None:
-    settings = {"CAIRN_DATABASE_URL": make_database(), "CAIRN_DATA_DIR": str(tmp_path), "CAIRN_DEFAULT_SERVER": ""}
+def test_dev_serves_the_demo_server_at_the_bare_address(tmp_path: Path) -> None:
+    settings = {"CAIRN_DATABASE_URL": "", "CAIRN_DATA_DIR": str(tmp_path), "CAIRN_DEFAULT_SERVER": ""}
     with serving("dev", "--port", "0", **settings) as service:
         assert status(service) == status(service, "demo.localhost") == 200

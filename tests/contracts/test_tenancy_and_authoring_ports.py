@@ -93,6 +93,16 @@ async def test_a_draft_is_replaced_until_it_is_published(world: World) -> None:
     assert (changed.version, changed.is_published) == (2, False)
 
 
+async def test_a_push_of_what_is_published_leaves_no_draft_behind(world: World) -> None:
+    await world.server()
+    await world.authoring.push("acme", manuscript("a"), publish=PublishPolicy.KEEP, servers=[])
+    await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[])
+    again = await world.authoring.push("acme", manuscript("a"), publish=None, servers=[])
+    assert (again.version, again.is_unchanged) == (1, True)
+    draft = await world.authoring.push("acme", manuscript("a", "c"), publish=None, servers=[])
+    assert (draft.version, draft.is_unchanged) == (2, False)
+
+
 async def test_nothing_is_stored_when_a_server_is_not_the_organisations(world: World) -> None:
     server = await world.server()
     await world.server("globex", "labs")

@@ -232,7 +232,8 @@ def test_a_version_finds_each_step_by_id_key_and_position(number: int, order: tu
 
 def test_a_version_knows_no_step_of_another_version() -> None:
     old, new = version_of(1, "abc"), version_of(2, "bcd")
-    assert new.position(old.steps[1].id) is None
+    with pytest.raises(KeyError):
+        new.position(old.steps[1].id)
     assert new.step(old.steps[1].id) is None
     assert new.step_by_key("a") is None
     assert new.step_by_key("b") is new.steps[0]

@@ -74,6 +74,8 @@ async def test_next_without_a_proper_handle_moves_nothing_and_tells_the_current_
             assert text.startswith("completed_step_required: ")
             assert handle in text
             assert "Step one" in text
+        for arguments, problem in (({}, "is missing"), ({"completed_step": "step one"}, "is not a handle")):
+            assert problem in await me.refused("next_walkthrough_step", walkthrough="tour", **arguments)
         async with tenant.learner("bob@example.com", era=era) as other:
             await other.call("select_walkthrough", walkthrough="tour")
             ahead = await other.call("next_walkthrough_step", completed_step=handle)

@@ -68,7 +68,6 @@ REFUSALS = [
     ("walkthroughs_published_check", _change("walkthroughs", latest_version="null")),
     ("walkthroughs_latest_version_fkey", _change("walkthroughs", latest_version="9")),
     ("walkthroughs_latest_version_fkey", _copy("walkthroughs", id="wt_b", key="other")),
-    ("walkthroughs_latest_version_fkey", "delete from walkthrough_versions where version = 2"),
     ("walkthrough_versions_pkey", _copy("walkthrough_versions", DRAFT)),
     ("walkthrough_versions_one_draft", _copy("walkthrough_versions", DRAFT, version=4)),
     ("walkthrough_versions_walkthrough_fkey", _copy("walkthrough_versions", DRAFT, walkthrough_id="wt_b")),
@@ -437,18 +436,24 @@ async def test_an_organisation_goes_with_everything_of_it_and_nothing_of_another
     assert await _rows(tenants, "b") == before
 
 
-async def test_a_version_goes_with_its_steps_and_the_progress_in_it(tenants: asyncpg.Connection) -> None:
-    await tenants.execute(_change("walkthrough_progress", version="1", current_step_id="'a12'"))
+async def test_a_draft_goes_with_its_steps(tenants: asyncpg.Connection) -> None:
     before, others = await _rows(tenants, "a"), await _rows(tenants, "b")
-    await tenants.execute("delete from walkthrough_versions where organization_id = 'a' and version = 1")
-    gone = {
-        "walkthrough_versions": 1,
-        "walkthrough_steps": 3,
-        "walkthrough_progress": 1,
-        "walkthrough_progress_events": 2,
-    }
+    drafted = await tenants.fetchval(
+        "select count(*) from walkthrough_steps where organization_id = 'a' and version = 3"
+    )
+    await tenants.execute("delete from walkthrough_versions where organization_id = 'a' and version = 3")
+    gone = {"walkthrough_versions": 1, "walkthrough_steps": drafted}
     assert await _rows(tenants, "a") == {table: rows - gone.get(table, 0) for table, rows in before.items()}
     assert await _rows(tenants, "b") == others
+
+
+@pytest.mark.promise("version.frozen")
+@FROZEN
+async def test_a_frozen_version_is_not_deleted(tenants: asyncpg.Connection, version: int) -> None:
+    before = await _rows(tenants, "a")
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="is published and stays"):
+        await tenants.execute(f"delete from walkthrough_versions where organization_id = 'a' and version = {version}")
+    assert await _rows(tenants, "a") == before
 
 
 async def test_a_walkthrough_goes_with_all_of_it_and_leaves_the_calls(tenants: asyncpg.Connection) -> None:
