@@ -44,7 +44,10 @@ def main() -> None:
 @main.command()
 @_json
 def tools(**options: Any) -> None:
-    """Print the reference of the MCP tools: what they do, take and return."""
+    """Print the reference of the MCP tools.
+
+    What each does and takes; with --json also what it returns.
+    """
     _run("tools", options)
 
 
@@ -68,7 +71,10 @@ def token() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @_json
 def dev(**options: Any) -> None:
-    """Run everything on this machine: database, demo walkthroughs, server. Prints how to connect."""
+    """Run everything on this machine.
+
+    Makes the database, loads the demo walkthroughs, serves them, and prints how to connect.
+    """
     _run("dev", options)
 
 
@@ -79,7 +85,7 @@ def dev(**options: Any) -> None:
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @_json
 def serve(**options: Any) -> None:
-    """Serve the MCP servers of a migrated database."""
+    """Serve the MCP servers of a database."""
     _run("serve", options)
 
 
@@ -87,7 +93,10 @@ def serve(**options: Any) -> None:
 @_data_dir
 @_json
 def migrate(**options: Any) -> None:
-    """Bring the database to this release's schema. Safe to repeat."""
+    """Bring the database to this release's schema.
+
+    Safe to repeat, and to run twice at once.
+    """
     _run("migrate", options)
 
 
@@ -136,7 +145,7 @@ def server_list(**options: Any) -> None:
 @_data_dir
 @_json
 def assign(**options: Any) -> None:
-    """Put the walkthrough KEY on servers of its organisation."""
+    """Put the walkthrough KEY on servers."""
     _run("assign", options)
 
 
@@ -144,7 +153,10 @@ def assign(**options: Any) -> None:
 @_folder
 @_json
 def lint(**options: Any) -> None:
-    """Check a walkthrough's folder, and report everything that is wrong with it."""
+    """Check a walkthrough's folder.
+
+    Reports everything that is wrong with it at once, each with file, line and remedy.
+    """
     _run("lint", options)
 
 
@@ -156,7 +168,10 @@ def lint(**options: Any) -> None:
 @_data_dir
 @_json
 def push(**options: Any) -> None:
-    """Store a walkthrough's folder: as the draft, or published. Nothing is stored unless all is sound."""
+    """Store or publish a walkthrough's folder.
+
+    It becomes the draft, or with --publish the next version. Nothing is stored unless all is sound.
+    """
     _run("push", options)
 
 
