@@ -1,12 +1,9 @@
-"""What each command of `cairn` does. Parameters are the options declared in `main.py`, by name."""
+"""What the commands of `cairn` do that end. Parameters are the options declared in `main.py`, by name."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -14,73 +11,15 @@ from typing import Any, TypeVar
 
 import click
 
-from domain.errors import ContentRejected, InvalidValue, NotFound, OperatorError, TemporarilyUnavailable
+from domain.errors import InvalidValue, NotFound, OperatorError
 from domain.tenancy import AuthMode
 from domain.walkthrough import Manuscript, PublishPolicy
-from entrypoints.cli.demo import DEMO, connection_lines, prepare_demo
-from entrypoints.cli.serving import listening, serve_until_stopped
+from entrypoints.cli.terminal import say, show
 from entrypoints.container import Container, Storage, storage
-from entrypoints.mcp.schema import input_schema, output_schema
-from entrypoints.mcp.tools import TOOLS
 from entrypoints.settings import Settings
 
 _T = TypeVar("_T")
 _STANDARD_INPUT = "-"
-
-
-def run(command: Callable[..., None], options: dict[str, Any]) -> None:
-    """Runs a command; what an operator can mend is told in one line, with exit status 1."""
-    # Whatever ends a command lets it give back its share in the embedded server.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _refuse_what_is_no_text(options)
-        command(**options)
-    except ContentRejected as error:
-        if options["as_json"]:
-            findings = [{"file": f.file, "line": f.line, "rule": f.rule, "remedy": f.remedy} for f in error.findings]
-            click.echo(json.dumps({"findings": findings}, ensure_ascii=False))
-            raise SystemExit(1) from error
-        for finding in error.findings:
-            click.echo(finding, err=True)
-        _fail(str(error))
-    except OperatorError as error:
-        _fail(str(error))
-    except TemporarilyUnavailable as error:
-        remedy = "start it, or correct CAIRN_DATABASE_URL" if os.environ.get("CAIRN_DATABASE_URL") else "try again"
-        _fail(f"the database does not answer ({_cause(error)}): {remedy}")
-
-
-def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
-    """Arguments are bytes: those that are no text come as lone surrogates, which no database takes.
-
-    Raises:
-        InvalidValue: with the name of the first.
-    """
-    for name, value in options.items():
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
-                option = name.replace("_", "-")
-                raise InvalidValue(f"{option} {text!a} cannot be stored: write it in UTF-8")
-
-
-def _fail(problem: str) -> None:
-    click.echo(f"{click.style('error', fg='red')}: {problem}", err=True)
-    raise SystemExit(1)
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split())[:200] or type(cause).__name__
-
-
-def _say(message: str) -> None:
-    click.echo(message, err=True)
-
-
-def _print(as_json: bool, result: Any, *lines: str) -> None:
-    """The result of a command: for a program, or for a person."""
-    for line in [json.dumps(result, ensure_ascii=False)] if as_json else lines:
-        click.echo(line)
 
 
 def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
@@ -91,7 +30,7 @@ def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]
     async def awaited(held: Storage) -> _T:
         return await work(held)
 
-    with storage(settings, _say, may_create=may_create) as held:
+    with storage(settings, say, may_create=may_create) as held:
         return asyncio.run(awaited(held))
 
 
@@ -104,70 +43,9 @@ def _with_container(data_dir: Path | None, work: Callable[[Container], Awaitable
     return _with_storage(data_dir, opened)
 
 
-# ------------------------------------------------------------------------------------------------- running
-
-
-def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
-    settings = Settings.from_environment(
-        data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER") or DEMO
-    )
-    if settings.database_url is not None:
-        raise InvalidValue("cairn dev makes a database of its own: unset CAIRN_DATABASE_URL, or use 'cairn serve'")
-    # First, so that a port in use is told before a database is made.
-    with listening("127.0.0.1", port) as listener, storage(settings, _say, may_create=True) as held:
-        token = asyncio.run(prepare_demo(held, settings))
-        url = f"{listener.address}/mcp"
-        lines = connection_lines(url, token)
-        serve_until_stopped(
-            held, settings, listener, workers=1, on_ready=lambda: _print(as_json, {"url": url, "token": token}, *lines)
-        )
-
-
-def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bool) -> None:
-    settings = Settings.from_environment(data_dir=data_dir)
-    with listening(host, port) as listener, storage(settings, _say) as held:
-        asyncio.run(held.check())
-        url = f"{listener.address}/mcp"
-        said = f"Cairn serves at {url} (stop it with Ctrl-C)"
-        serve_until_stopped(
-            held, settings, listener, workers=workers, on_ready=lambda: _print(as_json, {"url": url}, said)
-        )
-
-
 def migrate(data_dir: Path | None, as_json: bool) -> None:
     revision = _with_storage(data_dir, lambda held: held.migrate(), may_create=True)
-    _print(as_json, {"revision": revision}, f"The database is at schema {revision}.")
-
-
-def tools(as_json: bool) -> None:
-    reference = [
-        {
-            "name": tool.name,
-            "title": tool.title,
-            "description": tool.description,
-            "read_only": tool.is_read_only,
-            "open": tool.is_open,
-            "input_schema": input_schema(tool.arguments),
-            "output_schema": output_schema(tool.result),
-        }
-        for tool in TOOLS.values()
-    ]
-    _print(as_json, {"tools": reference}, *(line for each in reference for line in _described(each)))
-
-
-def _described(tool: dict[str, Any]) -> list[str]:
-    """A tool's part of the reference, in Markdown."""
-    schema = tool["input_schema"]
-    lines = [f"## {tool['name']}", "", tool["description"], ""]
-    lines.append("Read-only. " if tool["read_only"] else "Writes. ")
-    lines[-1] += "Open without a token where the auth mode is on_demand." if tool["open"] else "Needs a token."
-    for name, argument in schema["properties"].items():
-        required = (
-            "required" if name in schema.get("required", []) else f"default {json.dumps(argument.get('default'))}"
-        )
-        kind = " | ".join(map(json.dumps, argument["enum"])) if "enum" in argument else argument["type"]
-        lines.append(f"- `{name}` ({kind}, {required}): {argument.get('description', '')}")
-    return [*lines, ""]
+    show(as_json, {"revision": revision}, f"The database is at schema {revision}.")
 
 
 # ------------------------------------------------------------------------------------------------- tenancy
@@ -175,7 +53,7 @@ def _described(tool: dict[str, Any]) -> list[str]:
 
 def org_create(slug: str, name: str | None, data_dir: Path | None, as_json: bool) -> None:
     id = _with_container(data_dir, lambda container: container.tenancy().create_organization(slug, name))
-    _print(as_json, {"id": id, "slug": slug}, f"Created organisation {slug}.")
+    show(as_json, {"id": id, "slug": slug}, f"Created organisation {slug}.")
 
 
 def server_create(
@@ -189,7 +67,7 @@ def server_create(
         ),
     )
     hosts = [f"{slug}.{base_domain}", *([server.custom_domain] if server.custom_domain else [])]
-    _print(
+    show(
         as_json,
         {"id": server.key.server_id, "slug": slug, "auth_mode": auth_mode, "hosts": hosts},
         f"Created server {slug}: it answers at {' and '.join(hosts)}.",
@@ -216,7 +94,7 @@ def server_list(org: str | None, data_dir: Path | None, as_json: bool) -> None:
             for row in rows
         ],
     )
-    _print(as_json, {"servers": rows}, *(table if rows else ["There are no servers yet: 'cairn server create'."]))
+    show(as_json, {"servers": rows}, *(table if rows else ["There are no servers yet: 'cairn server create'."]))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -231,7 +109,7 @@ def token_create(server: str, email: str, data_dir: Path | None, as_json: bool) 
         return await container.identity().create_token(key, email)
 
     token = _with_container(data_dir, create)
-    _print(as_json, {"token": token}, f"A token of {email} on {server}; it is not shown again:", token)
+    show(as_json, {"token": token}, f"A token of {email} on {server}; it is not shown again:", token)
 
 
 def token_revoke(server: str, email: str | None, token: str | None, data_dir: Path | None, as_json: bool) -> None:
@@ -246,7 +124,7 @@ def token_revoke(server: str, email: str | None, token: str | None, data_dir: Pa
     revoked = _with_container(data_dir, revoke)
     if not revoked:
         raise OperatorError(f"nothing to revoke: there is no such token on {server}")
-    _print(as_json, {"revoked": revoked}, f"Revoked {revoked} token{'s' if revoked > 1 else ''} on {server}.")
+    show(as_json, {"revoked": revoked}, f"Revoked {revoked} token{'s' if revoked > 1 else ''} on {server}.")
 
 
 # ----------------------------------------------------------------------------------------------- authoring
@@ -263,7 +141,7 @@ def _manuscript(folder: Path) -> Manuscript:
 def lint(folder: Path, as_json: bool) -> None:
     manuscript = _manuscript(folder)
     steps = len(manuscript.steps)
-    _print(
+    show(
         as_json,
         {"findings": [], "key": manuscript.key, "steps": steps},
         f"{manuscript.key}: {steps} step{'s' if steps > 1 else ''}, nothing wrong.",
@@ -292,7 +170,7 @@ def push(folder: Path, org: str, publish: bool, servers: Sequence[str], data_dir
         "unchanged": stored.is_unchanged,
         "servers": [slug for slug, _ in placements],
     }
-    _print(as_json, result, sentence)
+    show(as_json, result, sentence)
 
 
 def assign(key: str, org: str, servers: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
@@ -304,9 +182,7 @@ def assign(key: str, org: str, servers: Sequence[str], data_dir: Path | None, as
         {"server": slug, "order": each.display_order, "enabled": each.is_enabled}
         for (slug, _), each in zip(placements, assigned, strict=True)
     ]
-    _print(
-        as_json, {"key": key, "servers": rows}, *(f"{key} is on {row['server']}, at {row['order']}." for row in rows)
-    )
+    show(as_json, {"key": key, "servers": rows}, *(f"{key} is on {row['server']}, at {row['order']}." for row in rows))
 
 
 def _placement(text: str) -> tuple[str, int | None]:

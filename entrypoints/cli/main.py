@@ -1,6 +1,7 @@
-"""The `cairn` command: what it takes. What it does is in `commands.py`, imported only when a command runs.
+"""The `cairn` command: what it takes.
 
-Nothing but click is imported here: `cairn --help` answers at once.
+What it does is in `commands.py` and `running.py`, imported only when a command runs. Nothing but click is imported here,
+so that `cairn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 import click
 
 
-def _run(command: str, options: dict[str, Any]) -> None:
-    commands = importlib.import_module("entrypoints.cli.commands")
-    commands.run(getattr(commands, command), options)
+def _run(command: str, options: dict[str, Any], module: str = "commands") -> None:
+    terminal = importlib.import_module("entrypoints.cli.terminal")
+    terminal.run(getattr(importlib.import_module(f"entrypoints.cli.{module}"), command), options)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -48,7 +49,7 @@ def tools(**options: Any) -> None:
 
     What each does and takes; with --json also what it returns.
     """
-    _run("tools", options)
+    _run("tools", options, "running")
 
 
 @main.group()
@@ -75,7 +76,7 @@ def dev(**options: Any) -> None:
 
     Makes the database, loads the demo walkthroughs, serves them, and prints how to connect.
     """
-    _run("dev", options)
+    _run("dev", options, "running")
 
 
 @main.command()
@@ -86,7 +87,7 @@ def dev(**options: Any) -> None:
 @_json
 def serve(**options: Any) -> None:
     """Serve the MCP servers of a database."""
-    _run("serve", options)
+    _run("serve", options, "running")
 
 
 @main.command()

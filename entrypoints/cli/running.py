@@ -1,0 +1,76 @@
+"""The commands that serve, and the reference of what is served. Apart from the others, which need not import it all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from domain.errors import InvalidValue
+from entrypoints.cli.demo import DEMO, connection_lines, prepare_demo
+from entrypoints.cli.serving import listening, serve_until_stopped
+from entrypoints.cli.terminal import say, show
+from entrypoints.container import storage
+from entrypoints.mcp.schema import input_schema, output_schema
+from entrypoints.mcp.tools import TOOLS
+from entrypoints.settings import Settings
+
+
+def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
+    settings = Settings.from_environment(
+        data_dir=data_dir, default_server=os.environ.get("CAIRN_DEFAULT_SERVER") or DEMO
+    )
+    if settings.database_url is not None:
+        raise InvalidValue("cairn dev makes a database of its own: unset CAIRN_DATABASE_URL, or use 'cairn serve'")
+    # First, so that a port in use is told before a database is made.
+    with listening("127.0.0.1", port) as listener, storage(settings, say, may_create=True) as held:
+        token = asyncio.run(prepare_demo(held, settings))
+        url = f"{listener.address}/mcp"
+        lines = connection_lines(url, token)
+        serve_until_stopped(
+            held, settings, listener, workers=1, on_ready=lambda: show(as_json, {"url": url, "token": token}, *lines)
+        )
+
+
+def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bool) -> None:
+    settings = Settings.from_environment(data_dir=data_dir)
+    with listening(host, port) as listener, storage(settings, say) as held:
+        asyncio.run(held.check())
+        url = f"{listener.address}/mcp"
+        said = f"Cairn serves at {url} (stop it with Ctrl-C)"
+        serve_until_stopped(
+            held, settings, listener, workers=workers, on_ready=lambda: show(as_json, {"url": url}, said)
+        )
+
+
+def tools(as_json: bool) -> None:
+    reference = [
+        {
+            "name": tool.name,
+            "title": tool.title,
+            "description": tool.description,
+            "read_only": tool.is_read_only,
+            "open": tool.is_open,
+            "input_schema": input_schema(tool.arguments),
+            "output_schema": output_schema(tool.result),
+        }
+        for tool in TOOLS.values()
+    ]
+    show(as_json, {"tools": reference}, *(line for each in reference for line in _described(each)))
+
+
+def _described(tool: dict[str, Any]) -> list[str]:
+    """A tool's part of the reference, in Markdown."""
+    schema = tool["input_schema"]
+    lines = [f"## {tool['name']}", "", tool["description"], ""]
+    lines.append("Read-only. " if tool["read_only"] else "Writes. ")
+    lines[-1] += "Open without a token where the auth mode is on_demand." if tool["open"] else "Needs a token."
+    for name, argument in schema["properties"].items():
+        required = (
+            "required" if name in schema.get("required", []) else f"default {json.dumps(argument.get('default'))}"
+        )
+        kind = " | ".join(map(json.dumps, argument["enum"])) if "enum" in argument else argument["type"]
+        lines.append(f"- `{name}` ({kind}, {required}): {argument.get('description', '')}")
+    return [*lines, ""]
