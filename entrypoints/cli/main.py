@@ -1,7 +1,7 @@
 """The `cairn` command: what it takes.
 
-What it does is in `commands.py` and `running.py`, imported only when a command runs. Nothing but click is imported here,
-so that `cairn --help` answers at once.
+What it does is in `commands.py` and `running.py`, imported only when a command runs. Nothing but click is imported
+here, so that `cairn --help` answers at once.
 """
 
 from __future__ import annotations
