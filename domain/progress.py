@@ -295,25 +295,22 @@ def _require_possible(progress: Progress | None, event: ProgressEvent) -> None:
     """Refuses what no decision below could have recorded."""
     kind = event.kind
     if progress is None:
-        possible = kind is EventKind.STARTED and (event.revision, event.attempt) == (1, 1)
+        first = (event.revision, event.attempt) == (1, 1)
+        possible = kind is EventKind.STARTED and first and event.to_step_id is not None
     else:
-        restarts, moves = kind is EventKind.RESTARTED, kind is EventKind.MOVED
-        possible = (
-            kind is not EventKind.STARTED
-            and event.revision == progress.revision + 1
-            and event.attempt == progress.attempt + restarts
-            and (event.version > progress.version if moves else restarts or event.version == progress.version)
-            # Completed is completed: a note may follow, and another attempt.
-            and (progress.status is Status.IN_PROGRESS or kind in (EventKind.STUCK, EventKind.RESTARTED))
-            and (
-                kind in (EventKind.ADVANCED, EventKind.MOVED)
-                or restarts
-                or event.to_step_id == progress.current_step_id
-            )
-            and event.occurred_at >= progress.last_activity_at
-        )
-    if event.to_step_id is None and kind in (EventKind.STARTED, EventKind.RESTARTED):
-        possible = False
+        is_open = progress.status is Status.IN_PROGRESS
+        here = (event.attempt, event.version) == (progress.attempt, progress.version)
+        stays = event.to_step_id == progress.current_step_id
+        follows = {
+            EventKind.STARTED: False,
+            EventKind.RESUMED: is_open and here and stays,
+            EventKind.ADVANCED: is_open and here and not stays,
+            EventKind.STUCK: here and stays,
+            EventKind.MOVED: is_open and event.attempt == progress.attempt and event.version > progress.version,
+            EventKind.RESTARTED: event.attempt == progress.attempt + 1 and event.to_step_id is not None,
+        }
+        is_next = event.revision == progress.revision + 1 and event.occurred_at >= progress.last_activity_at
+        possible = follows[kind] and is_next
     if not possible:
         raise CorruptHistory(f"{kind} at revision {event.revision} cannot follow on {progress}")
 
