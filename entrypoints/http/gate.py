@@ -42,12 +42,13 @@ _MCP_PATH = re.compile(r"/*mcp/*")
 _LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 _INVALID_REQUEST = -32600  # JSON-RPC 2.0 section 5.1
+_REFUSED = -32003  # MCP leaves -32000 to -32019 to servers; the HTTP status says which refusal it is
 
 
 class Refusal(Exception):
-    """An HTTP answer that ends a request at the gate; with a `code`, in the form of a JSON-RPC error."""
+    """An HTTP answer that ends a request at the gate, with a JSON-RPC error for its body."""
 
-    def __init__(self, status: int, problem: str, *headers: tuple[bytes, bytes], code: int | None = None) -> None:
+    def __init__(self, status: int, problem: str, *headers: tuple[bytes, bytes], code: int = _REFUSED) -> None:
         super().__init__(problem)
         self.code = code
         self.status = status
@@ -78,17 +79,18 @@ class Gate:
         if scope["type"] != "http":  # type: ignore[comparison-overlap]  # servers send the plain string
             await self._app(scope, receive, send)
             return
+        request = _Request()
         try:
-            arrival, receive = await self._admit(cast(HTTPScope, scope), receive)
+            arrival, receive = await self._admit(cast(HTTPScope, scope), receive, request)
         except Refusal as refusal:
-            await _refuse(receive, send, refusal)
+            await _refuse(receive, send, refusal, request.id)
         except _Gone:
             return
         else:
             scope["state"] = {**scope.get("state", {}), STATE_KEY: arrival}
             await self._app(scope, receive, send)
 
-    async def _admit(self, scope: HTTPScope, receive: Receive) -> tuple[Arrival, Receive]:
+    async def _admit(self, scope: HTTPScope, receive: Receive, request: _Request) -> tuple[Arrival, Receive]:
         loop = asyncio.get_running_loop()
         headers = _Headers(scope)
         host = self._host(headers)
@@ -110,6 +112,7 @@ class Gate:
         # From here on it is our time, not that of a client that sends slowly.
         look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
         message = _message(body)
+        request.id = _request_id(message)
         caller: Caller | None = None
         if server is not None:
             token = headers.bearer_token()
@@ -158,6 +161,12 @@ class Gate:
         if slug is None and custom_domain is None:
             return None
         return await _by(look_up_by, self._servers.server_at(slug=slug, custom_domain=custom_domain))
+
+
+class _Request:
+    """What a refusal has to repeat of a request: its id, once that has been read."""
+
+    id: str | int | None = None
 
 
 class _Gone(Exception):
@@ -257,6 +266,11 @@ def _message(body: bytes) -> dict[str, Any] | None:
     return decoded if isinstance(decoded, dict) and isinstance(decoded.get("method"), str) else None
 
 
+def _request_id(message: dict[str, Any] | None) -> str | int | None:
+    id = message.get("id") if message is not None else None
+    return id if isinstance(id, str | int) and not isinstance(id, bool) else None
+
+
 def _needs_token(server: Server, message: dict[str, Any] | None) -> bool:
     return server.auth_mode is AuthMode.ON_CONNECT or (
         message is not None and message["method"] == "tools/call" and not _is_open(message.get("params"))
@@ -279,10 +293,8 @@ def _too_long() -> Refusal:
     return Refusal(413, f"A request body has at most {MAX_BODY_BYTES:,} bytes.", (b"connection", b"close"))
 
 
-async def _refuse(receive: Receive, send: Send, refusal: Refusal) -> None:
-    said: dict[str, Any] = {"error": refusal.problem}
-    if refusal.code is not None:
-        said = {"jsonrpc": "2.0", "id": None, "error": {"code": refusal.code, "message": refusal.problem}}
+async def _refuse(receive: Receive, send: Send, refusal: Refusal, id: str | int | None) -> None:
+    said = {"jsonrpc": "2.0", "id": id, "error": {"code": refusal.code, "message": refusal.problem}}
     body = msgspec.json.encode(said)
     headers = [
         (b"content-type", b"application/json"),

@@ -194,7 +194,7 @@ async def test_a_host_that_is_no_server_s_is_misdirected(tenant: Tenant) -> None
         reply = await _only(tenant.service, _request(f"host: {host}"))
         assert reply.status == 421, host
         assert reply.headers["content-type"] == "application/json"
-        assert "host" in json.loads(reply.body)["error"].lower()
+        assert "host" in json.loads(reply.body)["error"]["message"].lower()
         _assert_discreet(reply.body.decode())
 
 
@@ -404,7 +404,7 @@ async def test_a_longer_body_is_refused_as_soon_as_it_is_known(tenant: Tenant, o
     ):
         reply = await _first(tenant.service, request)
         assert (reply.status, reply.headers["connection"]) == (413, "close")
-        assert "1,048,576" in json.loads(reply.body)["error"]
+        assert "1,048,576" in json.loads(reply.body)["error"]["message"]
     await _assert_no_tool_was_reached(owner)
 
 
@@ -534,8 +534,10 @@ async def test_without_a_token_an_on_demand_server_lists_and_asks_for_one_at_eve
 
 @pytest.mark.promise("gate.token")
 async def test_a_refusal_for_want_of_a_token_says_what_to_do(tenant: Tenant) -> None:
-    without = (await tenant.post(_GUARDED[0])).json()["error"]
-    unknown = (await tenant.post(_GUARDED[0], token="cairn_unknown")).json()["error"]
+    refused = (await tenant.post(_GUARDED[0])).json()
+    assert refused["id"] == _GUARDED[0]["id"]  # the body is a JSON-RPC error, of the request that was made
+    without = refused["error"]["message"]
+    unknown = (await tenant.post(_GUARDED[0], token="cairn_unknown")).json()["error"]["message"]
     assert "Authorization: Bearer" in without
     assert "new" in unknown or "another" in unknown  # there is only one thing to do with a dead token
 
