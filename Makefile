@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check clean
+.PHONY: run install test check simulate clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -21,6 +21,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Misbehaving assistants against a real service: N persons, each by its own seed. CAIRN_SIMULATION_SEED takes one alone.
+simulate: .venv/installed-dev
+	CAIRN_SIMULATIONS=$(or $(N),1000) $(BIN)/python -m pytest tests/simulation -s --timeout 0
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
