@@ -186,6 +186,30 @@ class Manuscript:
 
 
 @dataclass(frozen=True, slots=True)
+class Intake:
+    """What becomes of a manuscript that is handed in."""
+
+    version: int
+    """The number it gets, or has already."""
+    is_unchanged: bool
+    """Whether the latest version has this very content, so that no new one is made."""
+    is_published: bool
+    """Whether that version is, or now becomes, published and shown."""
+
+
+def take_in(
+    manuscript: Manuscript, *, latest: int | None, latest_hash: str | None, is_published: bool, publish: bool
+) -> Intake:
+    """Decides on a manuscript, given the latest version there is and whether the walkthrough is published.
+
+    To publish what is the latest already makes no new version, but ends an unpublishing.
+    """
+    if latest is not None and latest_hash == manuscript.content_hash():
+        return Intake(latest, is_unchanged=True, is_published=is_published or publish)
+    return Intake((latest or 0) + 1, is_unchanged=False, is_published=publish)
+
+
+@dataclass(frozen=True, slots=True)
 class VersionKey:
     """Names one version of one walkthrough."""
 

@@ -19,6 +19,7 @@ from domain.walkthrough import (
     Version,
     VersionKey,
     VersionState,
+    take_in,
 )
 
 
@@ -141,7 +142,7 @@ class MemoryVersionLibrary:
             version.key: version
             for walkthrough in self._memory.walkthroughs.values()
             for number, version in walkthrough.versions.items()
-            if walkthrough.states[number] is not VersionState.DRAFT
+            if walkthrough.states.get(number, VersionState.DRAFT) is not VersionState.DRAFT
         }
         return {key: published[key] for key in keys if key in published}
 
@@ -265,13 +266,18 @@ class MemoryWalkthroughStore:
             (organization_id, manuscript.key), _Walkthrough(WalkthroughId(ids.new("wt")), manuscript.key)
         )
         latest = walkthrough.latest
-        for drafts in (walkthrough.manuscripts, walkthrough.states, walkthrough.versions):
-            drafts.pop((latest or 0) + 1, None)  # type: ignore[attr-defined]
-        if latest and walkthrough.manuscripts[latest].content_hash() == manuscript.content_hash():
-            walkthrough.is_published |= publish is not None
-            stored = Stored(walkthrough.id, walkthrough.key, latest, walkthrough.is_published, is_unchanged=True)
+        intake = take_in(
+            manuscript,
+            latest=latest,
+            latest_hash=walkthrough.manuscripts[latest].content_hash() if latest else None,
+            is_published=walkthrough.is_published,
+            publish=publish is not None,
+        )
+        walkthrough.states.pop((latest or 0) + 1, None)  # the draft that was
+        if intake.is_unchanged:
+            walkthrough.is_published = intake.is_published
         else:
-            number = (latest or 0) + 1
+            number = intake.version
             walkthrough.manuscripts[number] = manuscript
             walkthrough.states[number] = VersionState.DRAFT
             walkthrough.versions[number] = Version(
@@ -288,9 +294,8 @@ class MemoryWalkthroughStore:
                 walkthrough.policies[number] = publish
                 walkthrough.latest = number
                 walkthrough.is_published = True
-            stored = Stored(walkthrough.id, walkthrough.key, number, bool(publish), is_unchanged=False)
         await self.assign(organization_id, manuscript.key, placements, now)
-        return stored
+        return Stored(walkthrough.id, walkthrough.key, intake.version, intake.is_published, intake.is_unchanged)
 
     async def assign(
         self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis

@@ -20,7 +20,7 @@ from application.ports import Ids, Placement, Stored
 from domain.chain import StepChain
 from domain.errors import NotFound
 from domain.tenancy import Millis, OrganizationId, StepId, WalkthroughId
-from domain.walkthrough import Assignment, Manuscript, PublishPolicy, VersionState
+from domain.walkthrough import Assignment, Manuscript, PublishPolicy, VersionState, take_in
 
 
 class PostgresWalkthroughStore:
@@ -42,21 +42,22 @@ class PostgresWalkthroughStore:
         async with self._database.transaction() as connection:
             walkthrough = await _locked(connection, organization_id, manuscript.key, ids, now)
             id, latest = WalkthroughId(walkthrough["id"]), walkthrough["latest_version"]
+            intake = take_in(
+                manuscript,
+                latest=latest,
+                latest_hash=await _hash(connection, organization_id, id, latest) if latest else None,
+                is_published=walkthrough["is_published"],
+                publish=publish is not None,
+            )
             await _drop_draft(connection, organization_id, id)
-            if latest and await _hash(connection, organization_id, id, latest) == manuscript.content_hash():
-                if publish and not walkthrough["is_published"]:
-                    await _mark(connection, organization_id, id, latest, now)
-                stored = Stored(
-                    id, manuscript.key, latest, bool(publish) or walkthrough["is_published"], is_unchanged=True
-                )
-            else:
-                number = (latest or 0) + 1
-                await _write_draft(connection, organization_id, id, number, manuscript, ids, now)
-                if publish:
-                    await _publish(connection, organization_id, id, number, publish, now)
-                stored = Stored(id, manuscript.key, number, bool(publish), is_unchanged=False)
+            if not intake.is_unchanged:
+                await _write_draft(connection, organization_id, id, intake.version, manuscript, ids, now)
+                if publish is not None:
+                    await _publish(connection, organization_id, id, intake.version, publish, now)
+            elif intake.is_published != walkthrough["is_published"]:
+                await _mark(connection, organization_id, id, intake.version, now)
             await _place(connection, organization_id, id, placements, now)
-        return stored
+        return Stored(id, manuscript.key, intake.version, intake.is_published, intake.is_unchanged)
 
     async def assign(
         self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis
@@ -119,6 +120,11 @@ async def _write_draft(
     ids: Ids,
     now: Millis,
 ) -> None:
+    await connection.execute(
+        update(walkthroughs)
+        .where(walkthroughs.c.organization_id == organization_id, walkthroughs.c.id == id)
+        .values(updated_at=now)
+    )
     # Fresh ids in every version: an id never means two different contents.
     chain = StepChain.of(StepId(ids.new("stp")) for _ in manuscript.steps)
     version = {"organization_id": organization_id, "walkthrough_id": id, "version": number}

@@ -18,11 +18,13 @@ from domain.walkthrough import (
     MAX_STEPS,
     MAX_TITLE_CHARS,
     Delivery,
+    Intake,
     Manuscript,
     Step,
     StepText,
     Version,
     WalkthroughType,
+    take_in,
 )
 from tests.domain.generate import examples, key_orders, keys, manuscripts, step_texts, texts, titles, version_of
 
@@ -264,3 +266,17 @@ def test_versions_are_equal_when_what_they_hold_is(one: tuple[str, ...], other: 
     assert Version(version_of(1, one).key, "t", "d", WalkthroughType.COURSE, version_of(1, one).steps) != version_of(
         1, one
     )
+
+
+@pytest.mark.promise("version.unchanged")
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("publish", [True, False])
+def test_what_is_the_latest_already_makes_no_new_version_and_publishing_it_shows_it_again(
+    is_published: bool, publish: bool
+) -> None:
+    same, other = manuscript(), manuscript(title="Set up anew")
+    given = {"latest": 3, "latest_hash": same.content_hash(), "is_published": is_published}
+    assert take_in(same, publish=publish, **given) == Intake(3, is_unchanged=True, is_published=is_published or publish)
+    assert take_in(other, publish=publish, **given) == Intake(4, is_unchanged=False, is_published=publish)
+    first = take_in(same, latest=None, latest_hash=None, is_published=False, publish=publish)
+    assert first == Intake(1, is_unchanged=False, is_published=publish)
