@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from application.ports import Clock, Ids, Placement, Stored, WalkthroughStore
 from application.tenancy import Tenancy
-from domain.tenancy import OrganizationId
 from domain.walkthrough import Assignment, Manuscript, PublishPolicy
 
 
@@ -50,7 +49,7 @@ class Authoring:
         Raises:
             NotFound: no such organisation, walkthrough or server.
         """
-        organization_id: OrganizationId = await self._tenancy.organization(organization)
+        organization_id = await self._tenancy.organization(organization)
         placements = await self._placements(organization, servers)
         return await self._walkthroughs.assign(organization_id, key, placements, self._clock.now())
 

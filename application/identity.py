@@ -35,11 +35,17 @@ class Identity:
         await self._tokens.issue(server, email_address(email), new_user, _hash(token), self._clock.now())
         return token
 
-    async def revoke(self, server: ServerKey, *, token: str | None, email: str | None) -> int:
-        """Ends one token, or all that a person has on `server`. Returns how many ended."""
-        if token is not None:
-            return await self._tokens.revoke(server, _hash(token))
-        return await self._tokens.revoke_all_of(server, email_address(email or ""))
+    async def revoke(self, server: ServerKey, token: str) -> int:
+        """Ends one token. Returns how many ended: 1, or 0 where there was none."""
+        return await self._tokens.revoke(server, _hash(token))
+
+    async def revoke_all_of(self, server: ServerKey, email: str) -> int:
+        """Ends every token that a person has on `server`. Returns how many.
+
+        Raises:
+            InvalidValue: when `email` is no address.
+        """
+        return await self._tokens.revoke_all_of(server, email_address(email))
 
 
 def _hash(token: str) -> bytes:

@@ -119,7 +119,9 @@ def token_revoke(server: str, email: str | None, token: str | None, data_dir: Pa
 
     async def revoke(container: Container) -> int:
         key = (await container.tenancy().server(server)).key
-        return await container.identity().revoke(key, token=secret, email=email)
+        if email is not None:
+            return await container.identity().revoke_all_of(key, email)
+        return await container.identity().revoke(key, secret or "")
 
     revoked = _with_container(data_dir, revoke)
     if not revoked:

@@ -63,11 +63,11 @@ async def test_a_revoked_token_ends_at_once_and_no_other_does(world: World) -> N
     first, second = [await world.identity.create_token(guides.key, "ada@example.com") for _ in range(2)]
     elsewhere = await world.identity.create_token(labs.key, "ada@example.com")
     bobs = await world.identity.create_token(guides.key, "bob@example.com")
-    assert await world.identity.revoke(labs.key, token=first, email=None) == 0
-    assert await world.identity.revoke(guides.key, token=first, email=None) == 1
+    assert await world.identity.revoke(labs.key, first) == 0
+    assert await world.identity.revoke(guides.key, first) == 1
     assert await world.identity.user_of(guides.key, first) is None
     assert await world.identity.user_of(guides.key, second) is not None
-    assert await world.identity.revoke(guides.key, token=None, email="ada@example.com") == 1
+    assert await world.identity.revoke_all_of(guides.key, "ada@example.com") == 1
     assert await world.identity.user_of(guides.key, second) is None
     assert await world.identity.user_of(labs.key, elsewhere) is not None
     assert await world.identity.user_of(guides.key, bobs) is not None

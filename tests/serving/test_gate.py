@@ -643,7 +643,7 @@ async def test_a_revoked_token_ends_with_the_next_call(tenant: Tenant, owner: as
     await tenant.publish("one", "two")
     token, other = await tenant.token(), await tenant.token()
     assert (await tenant.post(_GUARDED[0], token=token)).status_code == 200
-    assert await tenant.world.identity.revoke(tenant.server.key, token=token, email=None) == 1
+    assert await tenant.world.identity.revoke(tenant.server.key, token) == 1
     assert (await tenant.post(_GUARDED[0], token=token)).status_code == 401
     assert (await tenant.post(_LIST, token=token)).status_code == 401
     assert (await tenant.post(_GUARDED[0], token=other)).status_code == 200
