@@ -442,7 +442,7 @@ def _members(text: str) -> list[Any]:
 def _text(source: _Source, field: _Field | None, make: Callable[[str], _B]) -> _B | None:
     if field is None:
         return None
-    tag = _YAML_TYPES.resolve(yaml.ScalarNode, field.value, (field.is_plain, not field.is_plain))  # type: ignore[no-untyped-call]
+    tag = _YAML_TYPES.resolve(yaml.ScalarNode, field.value, (field.is_plain, not field.is_plain))  # type: ignore[no-untyped-call]  # too
     if field.is_plain and tag != "tag:yaml.org,2002:str":
         remedy = f'write `{field.name}: "{field.value:.60}"`: without the quotes YAML does not read it as text'
         source.reject(field.line, Rule.YAML_UNQUOTED, remedy)

@@ -11,7 +11,7 @@
     │   ├── VersionWithdrawn         version_withdrawn
     │   ├── InvalidArguments         invalid_arguments
     │   └── TemporarilyUnavailable   temporarily_unavailable
-    ├── AuthenticationRequired       answered by the gate with HTTP 401, never by a tool
+    ├── AuthenticationRequired       a use case was reached without a caller, whom the gate asks for with HTTP 401
     ├── BrokenChain                  links that are no chain
     ├── CorruptHistory               stored events that the rules could not have produced
     └── OperatorError                told to the author or operator at the terminal, in one line with a remedy
@@ -19,7 +19,8 @@
         ├── NotFound                 what was named does not exist (or is another organisation's)
         ├── AlreadyExists            what was to be made is there
         ├── ContentRejected          a walkthrough that may not be stored, with every finding
-        └── WrongSchema              a database that this release cannot serve
+        ├── WrongSchema              a database that this release cannot serve
+        └── EmbeddedPostgresError    the embedded server cannot be had (defined beside it, in the adapter)
 
 An error carries facts; wording for the assistant is made in `entrypoints/mcp/rendering.py` and nowhere else.
 """

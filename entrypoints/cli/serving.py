@@ -72,14 +72,15 @@ def serve_until_stopped(
         "lifespan": "on",
     }
     if workers == 1:
-        config = uvicorn.Config(application(storage, settings), **options)  # type: ignore[arg-type]
+        config = uvicorn.Config(application(storage, settings), **options)  # type: ignore[arg-type]  # of several types
         # uvicorn raises the signal that stopped it once more, for whoever waits for it. Nobody does: to be stopped is
         # how serving ends, and what follows (the embedded server is left) has still to happen.
         with suppress(KeyboardInterrupt):
             _Server(config, on_ready).run(sockets=[listener.socket])
         return
     os.environ.update(settings.environment())
-    config = uvicorn.Config("entrypoints.http.app:create_app", factory=True, workers=workers, **options)  # type: ignore[arg-type]
+    app = "entrypoints.http.app:create_app"
+    config = uvicorn.Config(app, factory=True, workers=workers, **options)  # type: ignore[arg-type]  # as above
     on_ready()  # the socket listens: what comes before the workers are up waits for them
     Multiprocess(config, sockets=[listener.socket]).run()
 

@@ -326,8 +326,7 @@ def _explained(error: ToolError) -> str:
         case StepNotCurrent():
             return (
                 f"That handle is not of a step that can be completed now, and nothing has moved. "
-                f"{_stands(error.standpoint)} Call select_walkthrough with "
-                f'walkthrough="{error.standpoint.reference}" to show the current step; it moves nothing.'
+                f"{_stands(error.standpoint)}{_how_to_show(error.standpoint)}"
             )
         case StepNotReached():
             return (
@@ -353,12 +352,18 @@ def _explained(error: ToolError) -> str:
 def _stands(at: Standpoint) -> str:
     if at.handle is None:
         return (
-            f'"{at.title}" is completed; select_walkthrough with walkthrough="{at.reference}" and restart=true '
-            "begins it again."
+            f'"{at.title}" is completed. If the user wants to begin again, call select_walkthrough with '
+            f'walkthrough="{at.reference}" and restart=true.'
         )
     return (
         f'"{at.title}" is at step {at.step_number} of {at.total_steps}: {at.step_title} (completed_step="{at.handle}").'
     )
+
+
+def _how_to_show(at: Standpoint) -> str:
+    if at.handle is None:
+        return ""
+    return f' Call select_walkthrough with walkthrough="{at.reference}" to show that step; it moves nothing.'
 
 
 def _candidates(error: WalkthroughNotFound) -> str:
