@@ -1,4 +1,4 @@
-"""What an end user does through their assistant: list, select, next, status, review.
+"""What an end user does through their assistant: list, find, select, next, status, review.
 
 Each use case reads where the caller stands, lets `domain.progress` decide, and commits the decision if nobody
 was faster. A lost race is read and decided again, so a retry, a duplicate or a second client ends in an
@@ -51,6 +51,16 @@ class Entry:
     current_step_number: int | None
     completed_steps: int | None
     newer_version_offered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The steps of a begun walkthrough that its person may read again, by number."""
+
+    standing: Standing
+    version: Version
+    steps: Mapping[int, Step]
+    current_step_number: int | None
 
 
 class Learning:
@@ -150,8 +160,8 @@ class Learning:
 
         return await self._commit(caller, standing, decide, handle=handle)
 
-    async def review(self, caller: Caller, reference: str, step_number: int) -> Lesson:
-        """Re-reads the current step or a completed one, and moves nothing.
+    async def review(self, caller: Caller, reference: str, step_number: int | None) -> Lesson:
+        """Re-reads a completed step or the current one (None; once completed there is none), and moves nothing.
 
         Raises:
             WalkthroughNotFound, WalkthroughNotStarted, StepNotReached.
@@ -160,8 +170,29 @@ class Learning:
         standing = await self._find(caller, reference)
         progress = _require_progress(standing)
         version = (await self._versions(standing))[progress.version]
-        step = rules.reviewed_step(progress, version, step_number)
+        if step_number is None:
+            step = progress.current_step(version)
+        else:
+            step = rules.reviewed_step(progress, version, step_number)
         return _lesson(Told.REVIEW, standing, progress, version, step)
+
+    async def reached(self, caller: Caller) -> Sequence[Reached]:
+        """What `review` can show: of each walkthrough that the caller has begun, in display order."""
+        return [
+            Reached(standing, version, rules.reachable_steps(progress, version), progress.current_number(version))
+            for standing, progress, version in await self._begun(await self._catalogue.standings(caller))
+        ]
+
+    async def find(self, caller: Caller, reference: str) -> Standing:
+        """A walkthrough that the caller may begin, or has begun.
+
+        Raises:
+            WalkthroughNotFound.
+        """
+        standing = await self._find(caller, reference)
+        if not standing.is_visible:
+            raise await self._not_found(caller, reference)
+        return standing
 
     async def _commit(
         self,
@@ -198,8 +229,11 @@ class Learning:
             return titled[0]
         if titled:
             raise WalkthroughNotFound(reference, [_candidate(each) for each in titled], ambiguous=True)
+        raise await self._not_found(caller, reference)
+
+    async def _not_found(self, caller: Caller, reference: str) -> WalkthroughNotFound:
         present = [each for each in await self._catalogue.standings(caller) if each.is_visible]
-        raise WalkthroughNotFound(reference, [_candidate(each) for each in present])
+        return WalkthroughNotFound(reference, [_candidate(each) for each in present])
 
     async def _versions(self, standing: Standing, handle: StepHandle | None = None) -> Mapping[int, Version]:
         """The versions a decision looks at: the caller's, the latest, and the handle's if there is such a one."""

@@ -448,18 +448,23 @@ def next_step(
     return transition
 
 
-def reviewed_step(progress: Progress, version: Version, step_number: int) -> Step:
-    """The step numbered `step_number` (from 1), if it may be re-read: the current one and completed ones.
-
-    Raises:
-        StepNotReached: for any other number.
-    """
+def reachable_steps(progress: Progress, version: Version) -> Mapping[int, Step]:
+    """The steps that may be read again, by number from 1: the current one and completed ones."""
     completed = progress.completed_keys(version)
-    reachable = {
+    return {
         number: step
         for number, step in enumerate(version.steps, start=1)
         if step.text.key in completed or step.id == progress.current_step_id
     }
+
+
+def reviewed_step(progress: Progress, version: Version, step_number: int) -> Step:
+    """The step numbered `step_number` (from 1), if it may be read again.
+
+    Raises:
+        StepNotReached: for any other number.
+    """
+    reachable = reachable_steps(progress, version)
     if step_number not in reachable:
         raise StepNotReached(step_number, len(version.steps), sorted(reachable))
     return reachable[step_number]

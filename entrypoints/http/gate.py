@@ -272,8 +272,13 @@ def _request_id(message: dict[str, Any] | None) -> str | int | None:
 
 
 def _needs_token(server: Server, message: dict[str, Any] | None) -> bool:
-    return server.auth_mode is AuthMode.ON_CONNECT or (
-        message is not None and message["method"] == "tools/call" and not _is_open(message.get("params"))
+    if server.auth_mode is AuthMode.ON_CONNECT:
+        return True
+    if message is None:
+        return False
+    # A step is its reader's own, whichever way it is read.
+    return message["method"] == "resources/read" or (
+        message["method"] == "tools/call" and not _is_open(message.get("params"))
     )
 
 

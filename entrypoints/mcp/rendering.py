@@ -198,7 +198,8 @@ def _fits(result: Struct, text: str) -> bool:
     return len(msgspec.json.encode((result, text))) <= MAX_RESULT_BYTES - _ENVELOPE_BYTES
 
 
-def _cut(text: str, chars: int) -> str:
+def cut(text: str, chars: int) -> str:
+    """The text in at most so many characters, with an ellipsis where some of it is left out."""
     return text if len(text) <= chars else text[: chars - 1] + "…" if chars else ""
 
 
@@ -207,8 +208,8 @@ def _row(entry: Entry, description_chars: int, title_chars: int) -> dict[str, An
     return {
         "id": standing.walkthrough_id,
         "key": standing.key,
-        "title": _cut(shown.title, title_chars),
-        "description": _cut(shown.description, description_chars),
+        "title": cut(shown.title, title_chars),
+        "description": cut(shown.description, description_chars),
         "type": shown.type,
         "step_count": shown.step_count,
         "estimated_minutes": shown.estimated_minutes,

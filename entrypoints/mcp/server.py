@@ -1,4 +1,4 @@
-"""The MCP server: the tool table on the SDK's low-level server, for every tenant and both protocol eras.
+"""The MCP server: tools, prompts and resources on the SDK's low-level server, for every tenant and both protocol eras.
 
 2025-11-25 and before begin with a handshake; 2026-07-28 carries everything in each request. Neither needs a
 session here: state travels as handles in tool arguments, so any process can answer any call.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import Any, TypeVar
 
 import mcp_types as types
 import msgspec
@@ -29,7 +29,8 @@ from application.ports import CallLog, Clock, Ids, ToolCall
 from domain.errors import TemporarilyUnavailable, ToolError
 from domain.tenancy import Caller, CallId
 from domain.tenancy import Server as Tenant
-from entrypoints.mcp import rendering
+from entrypoints.mcp import prompts, rendering, resources
+from entrypoints.mcp.icons import ICONS
 from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
 
@@ -38,9 +39,16 @@ MAX_BODY_BYTES = 2**20
 ANSWER_SECONDS = 3.5
 _WARNING_SECONDS = 1.0  # at most one line in this time: an outage is one story, however many calls it meets
 _LIST_TTL_MS = 60_000  # how long a client may keep the list of tools: they change with a release only
+_PROMPTS_TTL_MS = 5_000  # as long as an author who has just assigned a walkthrough waits without wondering
+_UNAVAILABLE = -32003  # MCP leaves -32000 to -32019 to servers
 _MAX_LOGGED_CHARS = 4_000  # per argument; longer than any argument that can be right
 _MAX_LOGGED_ARGUMENTS = 20
 _SERVER_INFO_META = "io.modelcontextprotocol/serverInfo"
+
+_MAX_COMPLETIONS = 100  # MCP "Completion": at most so many values
+_ICONS = [icon.model_dump(by_alias=True, exclude_none=True) for icon in ICONS]
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger(__name__)
 
@@ -80,10 +88,21 @@ class McpEndpoint:
             version=installed_version("cairn"),
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
+            on_list_prompts=self._list_prompts,
+            on_get_prompt=self._get_prompt,
+            on_list_resources=self._list_resources,
+            on_list_resource_templates=_list_resource_templates,
+            on_read_resource=self._read_resource,
+            on_completion=self._complete,
             # Without it the SDK lists the tools before each call.
             get_tool_input_schema=schemas.get,
             cache_hints={
                 "tools/list": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
+                "resources/templates/list": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
+                # What follows is the caller's own: it shows how far they are.
+                "prompts/list": CacheHint(ttl_ms=_PROMPTS_TTL_MS, scope="private"),
+                "resources/list": CacheHint(ttl_ms=0, scope="private"),
+                "resources/read": CacheHint(ttl_ms=0, scope="private"),
                 "server/discover": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
             },
         )
@@ -120,6 +139,68 @@ class McpEndpoint:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
+    async def _list_prompts(
+        self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListPromptsResult:
+        cursor = params.cursor if params else None
+        return await self._look_up(context, lambda caller: prompts.listed(self._learning, caller, cursor))
+
+    async def _get_prompt(
+        self, context: ServerRequestContext[Any, Any], params: types.GetPromptRequestParams
+    ) -> types.GetPromptResult:
+        walkthrough = (params.arguments or {}).get(prompts.ARGUMENT)
+        return await self._look_up(
+            context, lambda caller: prompts.got(self._learning, caller, params.name, walkthrough)
+        )
+
+    async def _list_resources(
+        self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        cursor = params.cursor if params else None
+        return await self._look_up(context, lambda caller: resources.listed(self._learning, caller, cursor))
+
+    async def _read_resource(
+        self, context: ServerRequestContext[Any, Any], params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        return await self._look_up(
+            context, lambda caller: resources.read(self._learning, caller, params.uri, context.protocol_version)
+        )
+
+    async def _complete(
+        self, context: ServerRequestContext[Any, Any], params: types.CompleteRequestParams
+    ) -> types.CompleteResult:
+        ref, argument = params.ref, params.argument
+        known = (params.context.arguments if params.context else None) or {}
+
+        async def values(caller: Caller) -> Sequence[str]:
+            if isinstance(ref, types.PromptReference):
+                return await prompts.completed(self._learning, caller, ref.name, argument.name, argument.value)
+            return await resources.completed(self._learning, caller, ref.uri, argument.name, argument.value, known)
+
+        found = await self._look_up(context, values)
+        return types.CompleteResult(
+            completion=types.Completion(
+                values=list(found[:_MAX_COMPLETIONS]), total=len(found), has_more=len(found) > _MAX_COMPLETIONS
+            )
+        )
+
+    async def _look_up(self, context: ServerRequestContext[Any, Any], look_up: Callable[[Caller], Awaitable[_T]]) -> _T:
+        """What reads from the database and is no tool call: answered in time, if only with the advice to try again."""
+        arrival = _arrival(context)
+        try:
+            if arrival.caller is None:
+                raise TemporarilyUnavailable
+            async with asyncio.timeout_at(arrival.answer_by):
+                return await look_up(arrival.caller)
+        except (TemporarilyUnavailable, TimeoutError) as error:
+            self._warn(repr(error.__cause__ or error))
+            raise MCPError(code=_UNAVAILABLE, message=rendering.tool_error(TemporarilyUnavailable())) from error
+        except MCPError:
+            raise
+        except Exception as error:
+            _log.error("request failed", method=context.method, exc_info=error)
+            raise MCPError(code=types.INTERNAL_ERROR, message="Internal error") from error
+
     def _finished(self, task: asyncio.Task[types.CallToolResult]) -> None:
         self._running.discard(task)
         if not task.cancelled():
@@ -144,11 +225,14 @@ class McpEndpoint:
             return self._unavailable("no answer in time")
 
     def _unavailable(self, cause: str) -> types.CallToolResult:
+        self._warn(cause)
+        return _refused(TemporarilyUnavailable())
+
+    def _warn(self, cause: str) -> None:
         now = time.monotonic()
         if now - self._warned_at >= _WARNING_SECONDS:
             self._warned_at = now
-            _log.warning("tool calls are answered temporarily_unavailable", cause=cause)
-        return _refused(TemporarilyUnavailable())
+            _log.warning("calls are answered temporarily_unavailable", cause=cause)
 
     async def _run_and_record(
         self,
@@ -225,15 +309,21 @@ def _arrival(ctx: ServerRequestContext[Any, Any]) -> Arrival:
     return arrival
 
 
+async def _list_resource_templates(
+    context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+) -> types.ListResourceTemplatesResult:
+    return types.ListResourceTemplatesResult(resource_templates=[resources.STEP])
+
+
 async def _introduce(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
     """SDK middleware: tells each tenant's own name, and how its assistant is to lead people."""
     result = await call_next(ctx)
     tenant = _arrival(ctx).tenant
     if tenant is None or not isinstance(result, dict):
         return result
-    info = {"name": tenant.slug, "title": tenant.name}
+    info: dict[str, Any] = {"name": tenant.slug, "title": tenant.name}
     if ctx.method == "initialize":
-        result["serverInfo"] = {**result["serverInfo"], **info}
+        result["serverInfo"] = {**result["serverInfo"], **info, "icons": _ICONS}
     if ctx.method in ("initialize", "server/discover"):
         result["instructions"] = (
             f"{tenant.name} offers walkthroughs: guided lessons that the user takes here with your help, one step at "
@@ -242,6 +332,8 @@ async def _introduce(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -
             "the user stands is kept for them, so they can stop at any time and resume anywhere."
         )
     if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        if ctx.method == "server/discover":
+            info["icons"] = _ICONS  # every other answer says whose it is as well, and needs no picture for that
         meta = result.get("_meta") or {}
         if stamp := meta.get(_SERVER_INFO_META):
             result["_meta"] = {**meta, _SERVER_INFO_META: {**stamp, **info}}
@@ -255,6 +347,7 @@ def _listed(tool: Tool[Any]) -> types.Tool:
         description=tool.description,
         input_schema=input_schema(tool.arguments),
         output_schema=output_schema(tool.result),
+        icons=ICONS,
         annotations=types.ToolAnnotations(
             title=tool.title,
             read_only_hint=tool.is_read_only,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -74,6 +75,13 @@ class Tenant:
 def call(tool: str, **arguments: Any) -> dict[str, Any]:
     """The JSON-RPC request of a tool call."""
     return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+
+async def moves(owner: asyncpg.Connection) -> Sequence[tuple[Any, ...]]:
+    """All progress there is, to compare before and after."""
+    rows = await owner.fetch("select * from walkthrough_progress order by mcp_server_user_id, walkthrough_id")
+    events = await owner.fetchval("select count(*) from walkthrough_progress_events")
+    return [*(tuple(row.values()) for row in rows), (events,)]
 
 
 async def make_tenant(database: Database, service: Serving, **given: Any) -> Tenant:
