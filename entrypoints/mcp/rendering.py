@@ -108,8 +108,6 @@ def _what_now(it: Lesson, result: LessonResult) -> str:
         )
     if it.told is Told.REPEATED and step is not None:
         lines.append("That step was completed before, so nothing has moved. This is the current step.")
-    if it.told is Told.STUCK:
-        lines.append("It is recorded for the author that the user is stuck here. Help them with this step.")
     if it.told is Told.MOVED_TO_LATEST:
         lines.append(f"The user is now on version {result.walkthrough.version}. What they completed stays completed.")
     if it.told is Told.REVIEW:
@@ -125,14 +123,20 @@ def _what_now(it: Lesson, result: LessonResult) -> str:
             "review_walkthrough_step shows any step once more."
         )
     else:
+        if it.told is Told.STUCK:
+            # They have seen the step: an assistant that is told to present it does so again instead of helping.
+            first = "It is recorded for the author that the user is stuck here. Help with what holds them up."
+        else:
+            first = _PRESENT[step.delivery]
         lines += [
-            f"1. {_PRESENT[step.delivery]}",
+            f"1. {first}",
             "2. End your turn, and wait for the user.",
-            "3. Once the user says that this step is done, call next_walkthrough_step with "
+            "3. Once the user says that this step is done, or asks for the next one, call next_walkthrough_step with "
             f'completed_step="{step.handle}" (outcome="skipped" if they want to skip it; outcome="stuck" with a '
             "note if they cannot go on).",
             "4. Answer questions about this step without calling next_walkthrough_step.",
-            f'Unsure where you are? Call select_walkthrough with walkthrough="{reference}": it moves nothing.',
+            f'Unsure where you are? Call select_walkthrough with walkthrough="{reference}": it shows the current step '
+            "again, and moves nothing.",
         ]
     return "\n".join(lines)
 
@@ -237,8 +241,8 @@ def _list_text(result: WalkthroughList) -> str:
     if not result.walkthroughs:
         return "There are no walkthroughs here at present. Tell the user so."
     lines = [
-        f"{len(result.walkthroughs)} walkthrough{'s' if len(result.walkthroughs) > 1 else ''}. Show them to the "
-        "user, let them choose, then call select_walkthrough with the key of the one they want.",
+        f"{len(result.walkthroughs)} walkthrough{'s' if len(result.walkthroughs) > 1 else ''}. Unless the user has "
+        "named one, show them and let the user choose; then call select_walkthrough with the key of that one.",
         "",
     ]
     for number, row in enumerate(result.walkthroughs, start=1):
@@ -250,7 +254,7 @@ def _list_text(result: WalkthroughList) -> str:
 
 def _status_text(result: StatusList) -> str:
     if not result.walkthroughs:
-        return "The user has not begun any walkthrough here. list_walkthroughs shows what there is."
+        return "The user has not begun any walkthrough with this account. list_walkthroughs shows what there is."
     lines = []
     for number, row in enumerate(result.walkthroughs, start=1):
         lines.append(f"{number}. {_headline(row)}")

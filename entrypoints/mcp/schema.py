@@ -23,7 +23,11 @@ class NoArguments(Struct):
 class SelectArguments(Struct, forbid_unknown_fields=True):
     walkthrough: _Reference
     restart: Annotated[
-        bool, Meta(description="Begin again from step 1, as a new attempt. Only when the user asks for it.")
+        bool,
+        Meta(
+            description="Begin again from step 1, as a new attempt; the earlier one stays on record. Only when the "
+            "user asks for it."
+        ),
     ] = False
     version: Annotated[
         Literal["pinned", "latest"],
@@ -48,7 +52,10 @@ class NextArguments(Struct, forbid_unknown_fields=True):
     walkthrough: _Reference | None = None
     outcome: Annotated[
         Literal["done", "skipped", "stuck"],
-        Meta(description="stuck: the user cannot go on; this is recorded for the author, and nothing moves."),
+        Meta(
+            description="done: the user says so, or asks to go on. skipped: they want to leave it out; it counts as "
+            "completed. stuck: they cannot go on; this is recorded for the author, and nothing moves."
+        ),
     ] = "done"
     note: (
         Annotated[

@@ -166,7 +166,7 @@ TOOLS: Mapping[str, Tool[Any]] = {
             name="select_walkthrough",
             title="Start or resume a walkthrough",
             description="Starts a walkthrough at step 1, or resumes it exactly where the user left off, and returns "
-            "the one step to present now. Also the way to find the current step again: it moves nothing. Present "
+            "the one step to present now. Called again, it shows the current step again and moves nothing. Present "
             "that step, end your turn, and wait for the user.",
             arguments=SelectArguments,
             result=LessonResult,
@@ -175,10 +175,11 @@ TOOLS: Mapping[str, Tool[Any]] = {
         ),
         Tool(
             name="next_walkthrough_step",
-            title="Complete the step and go on",
-            description="Records that the user has finished the step they were shown, and returns the next one. Call "
-            "it only after the user has said that the step is done (or to be skipped, or that they are stuck), once "
-            "per step, with that step's handle as completed_step. Never call it several times in a row.",
+            title="Record the step and go on",
+            description="Records how the user left the step they were shown (done, skipped, or stuck on it), and "
+            "returns the step to present now. Call it only after the user has said so or has asked for the next step, "
+            "once per step, with that step's handle as completed_step. Never call it several times in a row, not "
+            "even when the user is in a hurry: each step is theirs to take.",
             arguments=NextArguments,
             result=LessonResult,
             run=_next,
@@ -187,8 +188,8 @@ TOOLS: Mapping[str, Tool[Any]] = {
         Tool(
             name="get_walkthrough_status",
             title="Where the user stands",
-            description="Tells how far the user is in one walkthrough, or in all that they have begun. Shows no "
-            "step; to go on, use select_walkthrough.",
+            description="Tells how far the user is in one walkthrough, or in all that they have begun. Use it when "
+            "they ask only that: it shows no step. To go on, use select_walkthrough.",
             arguments=StatusArguments,
             result=StatusList,
             run=_status,

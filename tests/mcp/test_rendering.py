@@ -120,7 +120,17 @@ def test_a_step_ends_with_a_numbered_stop_and_the_way_to_recover(delivery: Deliv
     assert questions.startswith("4. Answer questions")
     assert recover.startswith("Unsure where you are?")
     assert told["walkthrough"]["id"] in recover
-    assert recover.endswith("it moves nothing.")
+    assert recover.endswith("moves nothing.")
+
+
+@pytest.mark.parametrize("delivery", Delivery)
+def test_who_is_stuck_is_to_be_helped_and_not_shown_the_step_once_more(delivery: Delivery) -> None:
+    told, _ = _lesson(replace(_ONE, delivery=delivery), told=Told.STUCK)
+    first, stop, *_ = told["what_now"].splitlines()
+    assert first.startswith("1. ")
+    assert "Help with what holds them up." in first
+    assert stop.startswith("2. End your turn")
+    assert _lesson(replace(_ONE, delivery=delivery))[0]["what_now"].splitlines()[0] not in told["what_now"]
 
 
 def test_each_delivery_is_asked_for_in_words_of_its_own() -> None:
