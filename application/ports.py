@@ -7,7 +7,8 @@ be repeated as it was.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -154,8 +155,20 @@ class ToolCall:
 class CallLog(Protocol):
     """The record of every answered tool call."""
 
-    async def record(self, call: ToolCall) -> None:
-        """Returns once the call is stored. The same id twice is stored once."""
+    def admit(self) -> AbstractContextManager[Callable[[ToolCall], Awaitable[None]]]:
+        """A place for one call, taken before its tool runs, and what records the call: at most once.
+
+        Recording returns when the call is stored; the same id twice is stored once. A call handed in is stored even
+        when nobody waits any more, and keeps its place until then. Without one, the place is free at the end.
+
+        Raises:
+            TemporarilyUnavailable: on entering, when too many calls have a place already. On recording, when the call
+                could not be stored, because the database is away or takes no call of this server: it is gone, say.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Returns when no call that was handed in waits any more: each is stored, or given up."""
         ...
 
 

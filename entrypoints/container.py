@@ -14,13 +14,9 @@ from adapters.content_folder import read_folder
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres import schema
 from adapters.postgres.authoring import PostgresWalkthroughStore
+from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
-from adapters.postgres.learning import (
-    PostgresCallLog,
-    PostgresCatalogue,
-    PostgresProgressStore,
-    PostgresVersionLibrary,
-)
+from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
 from adapters.postgres.tenancy import (
     PostgresServerDirectory,
     PostgresTenantStore,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from application.ports import Ids, Placement, ServerListing, Standing, Stored, ToolCall, VersionSummary
-from domain.errors import AlreadyExists, NotFound
+from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
 from domain.progress import Progress, ProgressEvent, ProgressKey, Transition
 from domain.tenancy import Caller, Millis, OrganizationId, Server, ServerKey, StepId, UserId, WalkthroughId
 from domain.walkthrough import (
@@ -171,10 +172,26 @@ class MemoryProgressStore:
 
 
 class MemoryCallLog:
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, *, places: int = 1_000) -> None:
         self._memory = memory
+        self._free = places
 
-    async def record(self, call: ToolCall) -> None:
+    @contextmanager
+    def admit(self) -> Iterator[Callable[[ToolCall], Awaitable[None]]]:
+        if not self._free:
+            raise TemporarilyUnavailable
+        self._free -= 1
+        try:
+            yield self._record
+        finally:
+            self._free += 1
+
+    async def drain(self) -> None:
+        pass
+
+    async def _record(self, call: ToolCall) -> None:
+        if call.caller.server not in self._memory.servers:
+            raise TemporarilyUnavailable
         self._memory.calls.setdefault(call.id, call)
 
 

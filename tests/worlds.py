@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.postgres.authoring import PostgresWalkthroughStore
+from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Database
-from adapters.postgres.learning import (
-    PostgresCallLog,
-    PostgresCatalogue,
-    PostgresProgressStore,
-    PostgresVersionLibrary,
-)
+from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
 from adapters.postgres.tenancy import PostgresServerDirectory, PostgresTenantStore, PostgresTokenStore
 from application.authoring import Authoring
 from application.identity import Identity
@@ -95,8 +91,8 @@ def manuscript(*steps: str, key: str = "tour", title: str = "The tour") -> Manus
     )
 
 
-def in_memory(**given: Any) -> World:
-    memory = fakes.Memory()
+def in_memory(memory: fakes.Memory | None = None, **given: Any) -> World:
+    memory = memory or fakes.Memory()
     return World(
         tenants=fakes.MemoryTenantStore(memory),
         walkthroughs=fakes.MemoryWalkthroughStore(memory),

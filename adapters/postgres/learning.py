@@ -1,4 +1,4 @@
-"""What a tool call reads and writes: catalogue, content, progress and the call log. The hot statements."""
+"""What a tool call reads and writes: catalogue, content and progress. The hot statements."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
-import msgspec
 from asyncpg import Record
 
 from adapters.postgres.connections import Database
-from application.ports import Standing, ToolCall, VersionSummary
+from application.ports import Standing, VersionSummary
 from domain.progress import (
     EventKind,
     Outcome,
@@ -377,43 +376,3 @@ def _event_row(event: ProgressEvent) -> tuple[object, ...]:
         event.note,
         event.occurred_at,
     )
-
-
-# ------------------------------------------------------------------------------------------------ call log
-
-_RECORD = """
-insert into tool_calls (organization_id, id, mcp_server_id, mcp_server_user_id, tool_name, client_name,
-       client_version, protocol_version, walkthrough_id, version, step_id, outcome, error_code, duration_us, input,
-       created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-    on conflict (organization_id, created_at, id) do nothing
-"""
-
-
-class PostgresCallLog:
-    """`CallLog` on PostgreSQL: one insert a call."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def record(self, call: ToolCall) -> None:
-        async with self._database.hot() as connection:
-            await connection.execute(
-                _RECORD,
-                call.caller.server.organization_id,
-                call.id,
-                call.caller.server.server_id,
-                call.caller.user_id,
-                call.tool_name,
-                call.client_name,
-                call.client_version,
-                call.protocol_version,
-                call.walkthrough_id,
-                call.version,
-                call.step_id,
-                call.outcome,
-                call.error_code,
-                call.duration_us,
-                msgspec.json.encode(call.input).decode(),
-                call.created_at,
-            )

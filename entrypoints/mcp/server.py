@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import Any, TypeVar
@@ -119,6 +119,10 @@ class McpEndpoint:
             yield
             if self._running:
                 await asyncio.wait(self._running, timeout=ANSWER_SECONDS)
+            # Calls that gave up waiting have left rows behind, and the database is open for these a little longer.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._calls.drain()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, past the gate."""
@@ -241,38 +245,39 @@ class McpEndpoint:
         context: ServerRequestContext[Any, Any],
         params: types.CallToolRequestParams,
     ) -> types.CallToolResult:
-        """Runs the tool, records the call, and only then answers."""
+        """Runs the tool, records the call, and only then answers. Where no more calls can be recorded, none is run."""
         began = time.perf_counter_ns()
         answer: Answer | None = None
         failure: Exception | None = None
-        try:
-            tool = TOOLS.get(params.name)
-            if tool is None:
-                raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:100]}")
-            answer = await tool.run(self._learning, caller, tool.decode(params.arguments))
-        except TemporarilyUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded and then answered
-            failure = error
-        client_name, client_version = _client(context, arrival)
-        await self._calls.record(
-            ToolCall(
-                id=CallId(self._ids.new("call")),
-                caller=caller,
-                tool_name=_loggable(params.name),
-                client_name=client_name,
-                client_version=client_version,
-                protocol_version=context.protocol_version,
-                walkthrough_id=answer.walkthrough_id if answer else None,
-                version=answer.version if answer else None,
-                step_id=answer.step_id if answer else None,
-                outcome=answer.outcome if answer else "error",
-                error_code=_error_code(failure) if failure else None,
-                duration_us=(time.perf_counter_ns() - began) // 1_000,
-                input=_loggable_input(params.arguments or {}),
-                created_at=self._clock.now(),
+        with self._calls.admit() as record:
+            try:
+                tool = TOOLS.get(params.name)
+                if tool is None:
+                    raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:100]}")
+                answer = await tool.run(self._learning, caller, tool.decode(params.arguments))
+            except TemporarilyUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded and then answered
+                failure = error
+            client_name, client_version = _client(context, arrival)
+            await record(
+                ToolCall(
+                    id=CallId(self._ids.new("call")),
+                    caller=caller,
+                    tool_name=_loggable(params.name),
+                    client_name=client_name,
+                    client_version=client_version,
+                    protocol_version=context.protocol_version,
+                    walkthrough_id=answer.walkthrough_id if answer else None,
+                    version=answer.version if answer else None,
+                    step_id=answer.step_id if answer else None,
+                    outcome=answer.outcome if answer else "error",
+                    error_code=_error_code(failure) if failure else None,
+                    duration_us=(time.perf_counter_ns() - began) // 1_000,
+                    input=_loggable_input(params.arguments or {}),
+                    created_at=self._clock.now(),
+                )
             )
-        )
         if answer is None:
             return _failed(failure, params.name)
         return types.CallToolResult(

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from application.ports import ToolCall
 from domain.progress import (
     EventKind,
     Outcome,
@@ -16,7 +15,7 @@ from domain.progress import (
     Transition,
     replay,
 )
-from domain.tenancy import Caller, CallId, Millis, StepId
+from domain.tenancy import Caller, Millis, StepId
 from domain.walkthrough import PublishPolicy, VersionKey
 from tests.worlds import World, manuscript
 
@@ -190,26 +189,3 @@ async def test_events_replay_to_the_stored_progress(world: World) -> None:
     events = await world.progress.events(progress.key)
     assert [event.kind.value for event in events] == ["started", "advanced", "advanced", "moved", "restarted"]
     assert replay(progress.key, events, versions) == await _stored(world, caller)
-
-
-async def test_a_call_is_logged_once_however_often_it_is_recorded_for_people_and_for_nobody(world: World) -> None:
-    server = await world.server()
-    for caller in (Caller(server.key, None), await world.caller(server)):
-        call = ToolCall(
-            id=CallId(f"call_{caller.user_id}"),
-            caller=caller,
-            tool_name="list_walkthroughs",
-            client_name="test",
-            client_version=None,
-            protocol_version="2026-07-28",
-            walkthrough_id=None,
-            version=None,
-            step_id=None,
-            outcome="listed",
-            error_code=None,
-            duration_us=12,
-            input={"odd": "\ufffd\u2028", "number": 2**60, "nothing": None},
-            created_at=Millis(1_800_000_000_000),
-        )
-        await world.calls.record(call)
-        await world.calls.record(call)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from dependency_injector import providers
 
@@ -37,10 +39,16 @@ class CrashingStore(composition.PostgresProgressStore):
 
 
 class CrashingLog(composition.PostgresCallLog):
-    async def record(self, call: ToolCall) -> None:
-        _pass("before_log")
-        await super().record(call)
-        _pass("after_log")
+    @contextmanager
+    def admit(self) -> Iterator[Callable[[ToolCall], Awaitable[None]]]:
+        with super().admit() as record:
+
+            async def record_or_crash(call: ToolCall) -> None:
+                _pass("before_log")
+                await record(call)
+                _pass("after_log")
+
+            yield record_or_crash
 
 
 if __name__ == "__main__":

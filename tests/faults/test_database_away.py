@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import asyncpg
+import httpx2
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres.connections import Access, Database
 from adapters.postgres.schema import migrate
 from tests.processes import Learner, Serving, serving
-from tests.serving.conftest import Tenant, make_tenant
+from tests.serving.conftest import Tenant, call, make_tenant
 
 _PROMISED_SECONDS = 5.0
 _RECOVERY_SECONDS = 10.0
@@ -148,3 +151,92 @@ async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
             await holder.close()
         repeated = await me.call("next_walkthrough_step", completed_step=handle)
         assert (repeated["status"], repeated["step"]["key"]) == ("repeated", "two")
+
+
+@pytest.mark.promise("unavailable.in-time", "unavailable.recovers")
+async def test_prompts_and_resources_that_the_database_holds_up_are_refused_in_time_and_come_back(
+    tenant: Tenant, postgres: EmbeddedPostgres
+) -> None:
+    await tenant.publish("one", "two")
+    async with tenant.learner() as me:
+        await me.call("select_walkthrough", walkthrough="tour")
+        holder = await asyncpg.connect(postgres.dsn())
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("lock table walkthroughs in access exclusive mode")
+        uri = "cairn://walkthroughs/tour/steps/current"
+        try:
+            for asked in (me.client.list_prompts, me.client.list_resources, lambda: me.client.read_resource(uri)):
+                began = time.monotonic()
+                with pytest.raises(MCPError) as refused:
+                    await asked()
+                assert time.monotonic() - began < _PROMISED_SECONDS
+                assert refused.value.error.code == -32003
+                assert refused.value.error.message.startswith("temporarily_unavailable: ")
+        finally:
+            await transaction.rollback()
+            await holder.close()
+        assert len((await me.client.list_prompts()).prompts) == 2
+        assert len((await me.client.list_resources()).resources) == 1
+
+
+@asynccontextmanager
+async def _killed(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
+    """The server killed, and started again at the end of the block."""
+    postmaster = postgres.pid
+    assert postmaster is not None
+    os.kill(postmaster, signal.SIGKILL)
+    try:
+        yield
+    finally:
+        assert await asyncio.to_thread(postgres.ensure_running)
+
+
+@pytest.mark.promise("calls.logged", "unavailable.in-time", "unavailable.recovers")
+@pytest.mark.parametrize("away", [_killed, _paused])
+async def test_what_is_answered_while_the_database_goes_and_comes_back_is_in_the_log_once(
+    tenant: Tenant, postgres: EmbeddedPostgres, away: Callable[[EmbeddedPostgres], AbstractAsyncContextManager[None]]
+) -> None:
+    callers = 24
+    numbers = itertools.count(1)
+    answered: list[int] = []
+    refused: list[int] = []
+    slowest = 0.0
+    has_ended = False
+
+    async def keep_calling() -> None:
+        nonlocal slowest
+        headers = {"host": tenant.host, "accept": "application/json", "mcp-protocol-version": "2025-11-25"}
+        async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+            while not has_ended:
+                number = next(numbers)
+                began = time.monotonic()
+                answer = await http.post(tenant.service.url, json=call("list_walkthroughs", number=number))
+                slowest = max(slowest, time.monotonic() - began)
+                is_answered = answer.status_code == 200 and not answer.json()["result"]["isError"]
+                (answered if is_answered else refused).append(number)
+
+    async def until_more(told: list[int], more: int) -> None:
+        wanted = len(told) + more
+        async with asyncio.timeout(_RECOVERY_SECONDS):
+            while len(told) < wanted:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as calling:
+        for _ in range(callers):
+            calling.create_task(keep_calling())
+        await until_more(answered, 10 * callers)
+        async with away(postgres):
+            await until_more(refused, callers)
+        await until_more(answered, 10 * callers)
+        has_ended = True
+    assert slowest < _PROMISED_SECONDS
+    connection = await asyncpg.connect(postgres.dsn())
+    rows = await connection.fetch(
+        "select (input->>'number')::integer from tool_calls where organization_id = $1",
+        tenant.server.key.organization_id,
+    )
+    await connection.close()
+    logged = [number for (number,) in rows]
+    assert len(logged) == len(set(logged))
+    assert set(answered) <= set(logged)

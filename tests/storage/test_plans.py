@@ -29,6 +29,7 @@ from domain.tenancy import (
     WalkthroughId,
 )
 from domain.walkthrough import VersionKey
+from tests.calls import record
 from tests.worlds import World, on_postgres
 
 # Ten organisations, each with 50 servers of 10 walkthroughs, and 100 people, who stand in 5 walkthroughs of the first
@@ -140,6 +141,7 @@ _CALL = ToolCall(
     created_at=Millis(1),
 )
 
+
 # What a tool call asks of the ports, with arguments for which something is found.
 HOT: dict[str, Callable[[World], Awaitable[object]]] = {
     "the list": lambda world: world.catalogue.standings(_U0),
@@ -152,7 +154,7 @@ HOT: dict[str, Callable[[World], Awaitable[object]]] = {
     "a start": lambda world: world.progress.commit(_moved(_NEW, EventKind.STARTED)),
     "whether it is noted": lambda world: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
     "events": lambda world: world.progress.events(_KEY),
-    "the log": lambda world: world.calls.record(_CALL),
+    "the log": lambda world: record(world.calls, _CALL),
     "the server of a slug": lambda world: world.servers.server_at(slug="o3s7", custom_domain=None),
     "the server of a domain": lambda world: world.servers.server_at(slug=None, custom_domain="o3s7.example.com"),
     "the user of a token": lambda world: world.tokens.user_of(_SERVER, sha256(b"o3u0t0").digest()),
