@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from application.ports import Clock, Ids, Placement, Stored, WalkthroughStore
+from application.ports import Clock, ContentCheck, Ids, Placement, Stored, WalkthroughStore
 from application.tenancy import Tenancy
 from domain.walkthrough import Assignment, Manuscript, PublishPolicy
 
@@ -12,8 +12,11 @@ from domain.walkthrough import Assignment, Manuscript, PublishPolicy
 class Authoring:
     """The author's use cases, for the organisation that is named by its slug."""
 
-    def __init__(self, walkthroughs: WalkthroughStore, tenancy: Tenancy, ids: Ids, clock: Clock) -> None:
+    def __init__(
+        self, walkthroughs: WalkthroughStore, check_content: ContentCheck, tenancy: Tenancy, ids: Ids, clock: Clock
+    ) -> None:
         self._walkthroughs = walkthroughs
+        self._check_content = check_content
         self._tenancy = tenancy
         self._ids = ids
         self._clock = clock
@@ -29,8 +32,11 @@ class Authoring:
         """Stores a manuscript as the draft, or publishes it; and assigns it to `servers` (slug, order).
 
         Raises:
-            NotFound: no such organisation or server; nothing is stored then.
+            ContentRejected: a text of it must not be delivered.
+            NotFound: no such organisation or server.
+            Either way nothing is stored.
         """
+        self._check_content(manuscript)
         organization_id = await self._tenancy.organization(organization)
         return await self._walkthroughs.save(
             organization_id,

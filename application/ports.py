@@ -226,6 +226,18 @@ class Placement:
     """None keeps the place it has, or puts it last."""
 
 
+class ContentCheck(Protocol):
+    """Judges what an author wrote: the same wherever it comes from, and whatever it is stored for."""
+
+    def __call__(self, manuscript: Manuscript) -> None:
+        """Lets it pass as it is. May take seconds for a large walkthrough that it has not seen before.
+
+        Raises:
+            ContentRejected: with what is wrong, each with its place in the manuscript.
+        """
+        ...
+
+
 class WalkthroughStore(Protocol):
     """Where authors keep walkthroughs."""
 

@@ -187,9 +187,9 @@ class WrongSchema(OperatorError):
 
 
 class ContentRejected(OperatorError):
-    """Nothing of the walkthrough was stored."""
+    """Nothing of the walkthrough was stored. `unlisted`: how many more there are, like those that are listed."""
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        count = len(findings)
-        super().__init__(f"{count} problem{'s' if count != 1 else ''} found")
+    def __init__(self, findings: Sequence[Finding], *, unlisted: int = 0) -> None:
+        count = len(findings) + unlisted
+        super().__init__(f"{count:,} problem{'s' if count != 1 else ''} found")
         self.findings = tuple(findings)

@@ -26,7 +26,7 @@ CallId = NewType("CallId", str)
 # One DNS label (RFC 1035 section 2.3.1, digits allowed first by RFC 1123 section 2.1): slugs become host names.
 # Labels with hyphens in third and fourth place are reserved (RFC 5891 section 4.2.3.1).
 _SLUG = re.compile(r"(?!..--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 # Deliberately loose: an address is proved by a message that arrives, not by a pattern. RFC 5321 4.5.3.1: ≤ 254.
 _EMAIL = re.compile(r"(?=.{3,254}\Z)[^\s@<>,;\x00-\x1f\x7f]{1,64}@[^\s@<>,;\x00-\x1f\x7f]+")
@@ -57,7 +57,7 @@ def key(value: str) -> str:
     Raises:
         InvalidValue: for anything but 1 to 64 lower-case letters, digits, `.`, `_` and `-`.
     """
-    if not _KEY.fullmatch(value):
+    if not KEY.fullmatch(value):
         raise InvalidValue(
             f"{value!r} cannot be a key: use 1 to 64 lower-case letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"

@@ -133,8 +133,8 @@ class StepText:
             minutes(self.estimated_minutes)
         if (size := self.delivered_bytes()) > MAX_RESULT_BYTES:
             raise InvalidValue(
-                f"step {self.key!r} would take up to {size:,} bytes when delivered, and {MAX_RESULT_BYTES:,} are "
-                "allowed: split it into two steps"
+                f"step {self.key!r} would take up to {size:,} bytes when delivered, {size - MAX_RESULT_BYTES:,} more "
+                f"than the {MAX_RESULT_BYTES:,} that are allowed: split it into two steps"
             )
 
     def delivered_bytes(self) -> int:

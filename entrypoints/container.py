@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import structlog
 from dependency_injector import containers, providers
 
-from adapters.content_folder import read_folder
+from adapters.content.check import check_manuscript
+from adapters.content.folder import read_folder
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres import schema
 from adapters.postgres.authoring import PostgresWalkthroughStore
@@ -46,6 +47,7 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
     read_folder = providers.Object(read_folder)
+    check_content = providers.Object(check_manuscript)
 
     catalogue = providers.Singleton(PostgresCatalogue, database)
     library = providers.Singleton(PostgresVersionLibrary, database)
@@ -59,7 +61,7 @@ class Container(containers.DeclarativeContainer):
     learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
     tenancy = providers.Factory(Tenancy, tenants, ids, clock)
-    authoring = providers.Factory(Authoring, walkthroughs, tenancy, ids, clock)
+    authoring = providers.Factory(Authoring, walkthroughs, check_content, tenancy, ids, clock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.content.check import check_manuscript
 from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Database
@@ -45,7 +46,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.tenancy = Tenancy(self.tenants, self.ids, self.clock)
-        self.authoring = Authoring(self.walkthroughs, self.tenancy, self.ids, self.clock)
+        self.authoring = Authoring(self.walkthroughs, check_manuscript, self.tenancy, self.ids, self.clock)
         self.identity = Identity(self.tokens, self.ids, self.clock)
         self.learning = Learning(self.catalogue, self.library, self.progress, self.clock)
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
 from domain.errors import ContentRejected, InvalidValue, OperatorError, TemporarilyUnavailable
+from domain.walkthrough import Finding
+
+# Longer lines are hard to read, however wide the terminal.
+_MAX_WIDTH = 100
 
 
 def run(command: Callable[..., None], options: dict[str, Any]) -> None:
@@ -25,9 +33,10 @@ def run(command: Callable[..., None], options: dict[str, Any]) -> None:
             findings = [{"file": f.file, "line": f.line, "rule": f.rule, "remedy": f.remedy} for f in error.findings]
             click.echo(json.dumps({"findings": findings}, ensure_ascii=False))
             raise SystemExit(1) from error
-        for finding in error.findings:
-            click.echo(finding, err=True)
-        _fail(str(error))
+        for line in _told(error.findings) if sys.stderr.isatty() else error.findings:
+            click.echo(line, err=True)
+        files = len({finding.file for finding in error.findings})
+        _fail(f"{error} in {files} file{'s' if files > 1 else ''}")
     except OperatorError as error:
         _fail(str(error))
     except TemporarilyUnavailable as error:
@@ -46,6 +55,24 @@ def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
             if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
                 option = name.replace("_", "-")
                 raise InvalidValue(f"{option} {text!a} cannot be stored: write it in UTF-8")
+
+
+def _told(findings: Sequence[Finding]) -> Iterator[str]:
+    """Findings for a person: the place, which terminals open, then what to do; the files with space between them."""
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+    for _, of_file in itertools.groupby(findings, lambda finding: finding.file):
+        for finding in of_file:
+            place = click.style(f"{finding.file}:{finding.line}", bold=True)
+            yield f"{place}  {click.style(finding.rule, fg='yellow')}"
+            yield textwrap.fill(
+                finding.remedy,
+                width,
+                initial_indent="    ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        yield ""
 
 
 def _fail(problem: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from adapters.content_folder import read_folder
+from adapters.content.folder import read_folder
 from adapters.embedded_postgres import EmbeddedPostgres
 from entrypoints.cli.demo import WALKTHROUGHS
 from tests.cli.conftest import Nursery, wait_until, write_walkthrough

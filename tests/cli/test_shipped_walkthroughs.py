@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from adapters.content_folder import read_folder
+from adapters.content.folder import read_folder
 from entrypoints.cli.demo import WALKTHROUGHS
 from entrypoints.cli.main import main
 from tests.cli.conftest import Nursery

@@ -13,8 +13,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adapters import content_folder
-from adapters.content_folder import MAX_NESTING, Rule, read_folder
+from adapters.content import folder as folder_module
+from adapters.content.check import faults_of_description, faults_of_title
+from adapters.content.findings import Rule
+from adapters.content.folder import read_folder
+from adapters.content.markdown import MAX_NESTING
 from domain.errors import ContentRejected
 from domain.walkthrough import MAX_STEPS, Delivery, Finding, Manuscript, StepText, WalkthroughType
 
@@ -97,20 +100,36 @@ def test_front_matter_and_blocks_are_taken_out_and_the_rest_is_content(tmp_path:
         "```\n::: done-when\n:::\n```",
         "~~~~ text\n::: done-when\n~~~\n:::\n~~~~",
         "para\n\n    ::: done-when\n    :::",
-        "<!--\n::: done-when\n:::\n-->",
-        "<pre>\n\n::: done-when\n\n:::\n</pre>",
-        "- item\n\n  ::: done-when\n  x\n  :::",
-        "10. item\n\n    ::: done-when",
-        "- > quote\n  ::: done-when",
-        "> ::: done-when\n> :::",
-        "> - a\n>   ::: done-when\n>\n> ::: done-when",
+        "- ```\n  ::: done-when\n  :::\n  ```",
+        "- item\n\n  ::: tip\n  x\n  :::",
+        "> ::: tip\n> :::",
         "text ::: done-when",
         "\\::: done-when",
     ],
 )
-def test_three_colons_inside_anything_else_are_content(tmp_path: Path, content: str) -> None:
+def test_three_colons_in_code_and_within_other_text_are_content(tmp_path: Path, content: str) -> None:
     step = read_step(tmp_path, f"# Title\n\n{content}\n\n::: assistant-notes\n{content}\n\n:::\n")
     assert (step.content, step.assistant_notes, step.done_when) == (f"# Title\n\n{content}", content, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("<!--\n::: done-when\n:::\n-->", 4),
+        ("<pre>\n\n::: done-when\n\n:::\n</pre>", 5),
+        ("<div>\n::: assistant-notes", 4),
+        ("- item\n\n  ::: done-when\n  x\n  :::", 5),
+        ("10. item\n\n    ::: workspace-actions", 5),
+        ("- > quote\n  ::: done-when", 4),
+        ("> ::: done-when\n> :::", 3),
+        ("> - a\n>   ::: done-when", 4),
+    ],
+)
+def test_a_block_that_its_place_makes_content_is_refused_and_never_shown_to_the_user(
+    tmp_path: Path, content: str, line: int
+) -> None:
+    files = {"walkthrough.yaml": WALKTHROUGH, "a.md": f"# Title\n\n{content}"}
+    assert ("a.md", line, "block-misplaced") in findings(tmp_path, files)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +157,7 @@ def test_a_block_needs_no_blank_line_before_it(tmp_path: Path, before: str, inde
     [
         ("Set up\n======", "Set up"),
         ("```\n# not this\n```\n\n### But `this` *one* ###", "But this one"),
-        ("# [Read](https://example.com) \\* &amp; ![a *logo*](x.png) <b>it</b>", "Read * & a logo it"),
+        ("# [Read](https://example.com) \\* &amp; ![a *logo*](https://example.com/x.png) it", "Read * & a logo it"),
         ("# See [docs]\n\n[docs]: https://example.com", "See docs"),
         ("Over two\nlines\n---", "Over two lines"),
         ("> # Quoted\n\n# Own", "Own"),
@@ -216,8 +235,8 @@ def test_a_block_text_in_yaml_loses_only_its_last_line_break(tmp_path: Path) -> 
 
 
 def test_only_spaces_and_tabs_make_a_line_blank_as_in_markdown(tmp_path: Path) -> None:
-    text = "---\ntitle: T\n---\n \t\n\xa0\n  Text.\n\x0c\n\n"
-    assert read_step(tmp_path, text).content == "\xa0\n  Text.\n\x0c"
+    text = "---\ntitle: T\n---\n \t\n\xa0\n  Text.\n\u3000\n\n"
+    assert read_step(tmp_path, text).content == "\xa0\n  Text.\n\u3000"
 
 
 def test_a_link_within_the_folder_is_read(tmp_path: Path) -> None:
@@ -270,13 +289,11 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("field-invalid", 2, "---\ndelivery: slowly\n---\n# T\nText."),
     ("title-missing", 1, "Text without a heading."),
     ("title-from-heading", 2, "\n# " + "x" * 201 + "\n\nText."),
-    ("title-from-heading", 1, "# " + "![" * 400 + "](x)" * 400 + "\n\nText."),
-    ("title-from-heading", 1, "# " + "![" * 300 + "](x)" * 300 + "\n\nText."),
-    ("title-from-heading", 1, "# " + "*a _b [c" * 1_000 + "\n\nText."),
+    ("title-from-heading", 1, "# " + "*a _b `c" * 1_000 + "\n\nText."),
     ("step-empty", 1, ""),
     ("step-empty", 1, " \n\t\n"),
     ("step-empty", 1, "---\ntitle: T\n---\n\n::: done-when\nx\n:::"),
-    ("step-invalid", 1, "# T\n\n" + "x" * 20_000),
+    ("step-too-large", 1, "# T\n\n" + "x" * 20_000),
     ("block-unknown", 2, "# T\n::: assistant-note\nx\n:::"),
     ("block-unknown", 2, "# T\n::::tip Title\nx\n::::"),
     ("block-twice", 5, "# T\n::: done-when\nx\n:::\n::: done-when\ny\n:::"),
@@ -292,6 +309,29 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("fence-unclosed", 4, "# T\n::: done-when\nx\n```\n:::\ny"),
     ("nesting-too-deep", 2, "# T\n" + ">" * 5000 + "x"),
     ("nesting-too-deep", 2, "# T\n" + "- " * 5000 + "x"),
+    ("nesting-too-deep", 2, "# T\n" + "[" * 60 + "x" + "](javascript:x)" * 60),
+    ("fence-unclosed", 3, "# T\n- a\n  ```\n  b\n\nAfter."),
+    ("fence-unclosed", 2, "# T\n> ```\n> b"),
+    ("block-misplaced", 3, "# T\n- a\n  ::: done-when\n  b"),
+    ("html-raw", 5, "---\ntitle: T\n---\nRun\n`<a>` <b>it</b>."),
+    ("html-raw", 6, "# T\n::: done-when\nx\n:::\n\n<b>it</b>"),
+    ("html-raw", 4, "# T\n\n::: done-when\nx<br>\n:::\n\nAfter."),
+    ("link-scheme", 4, "# T\n\n::: done-when\n[a](javascript:x)\n:::"),
+    ("link-dead", 3, "# T\n\n[a](other.md)"),
+    ("link-fragment", 3, "# T\n\n[a](#u)"),
+    ("character-control", 2, "# T\na\x07"),
+    ("character-bidirectional", 2, "# T\na\u202eb"),
+    ("character-invisible", 1, "# T\u200b\na"),
+    ("character-invisible", 1, "# T&#8203;\na"),
+    ("character-invisible", 3, "---\nkey: a\ntitle: T\u2060T\n---\na"),
+    ("character-private", 2, "# T\n`\ue0b0`"),
+    ("text-escaped-twice", 2, "# T\nOne.\\nTwo"),
+    ("yaml-comment", 2, "---\ntitle: Fix issue #12\n---\nText."),
+    ("yaml-unquoted", 2, "---\ntitle: ~\n---\nText."),
+    ("yaml-unquoted", 2, "---\ntitle: 1:30\n---\nText."),
+    ("yaml-unquoted", 2, "---\ntitle: 0o7\n---\nText."),
+    ("yaml-unquoted", 2, "---\ntitle: 1e3\n---\nText."),
+    ("yaml-unquoted", 2, "---\ntitle: y\n---\nText."),
 ]
 
 
@@ -320,6 +360,11 @@ WALKTHROUGH_CASES: list[tuple[str, int, str | bytes]] = [
     ("schema-unsupported", 1, WALKTHROUGH.replace("schema: 1", "schema: 2")),
     ("yaml-unquoted", 2, WALKTHROUGH.replace("key: connect", "key: 1.0")),
     ("yaml-unquoted", 3, WALKTHROUGH.replace("Connect your client", "no")),
+    ("yaml-unquoted", 3, WALKTHROUGH.replace("Connect your client", "=")),
+    ("yaml-comment", 4, WALKTHROUGH.replace("From nothing to a first answer.", "From # nothing")),
+    ("text-escaped-twice", 4, WALKTHROUGH.replace("From nothing to", "From\\n\\nnothing to")),
+    ("character-invisible", 3, WALKTHROUGH.replace("Connect", "Con\u200bnect")),
+    ("character-bidirectional", 4, WALKTHROUGH.replace("nothing", "\u2066nothing")),
     ("yaml-feature", 3, WALKTHROUGH.replace("Connect your client", "&a Text")),
     ("yaml-feature", 4, WALKTHROUGH.replace("From nothing to a first answer.", "[a, {b: c}]")),
     ("yaml-invalid", 6, WALKTHROUGH + "---\nkey: other\n"),
@@ -380,7 +425,7 @@ def test_as_many_steps_as_the_domain_allows_are_read_and_one_more_is_not(tmp_pat
 def test_a_rule_that_only_the_whole_manuscript_breaks_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_folder, "MAX_STEPS", MAX_STEPS + 1)
+    monkeypatch.setattr(folder_module, "MAX_STEPS", MAX_STEPS + 1)
     steps = {f"step{number}.md": STEP for number in range(MAX_STEPS + 1)}
     expected = [("walkthrough.yaml", 1, "walkthrough-invalid")]
     assert findings(tmp_path, {"walkthrough.yaml": WALKTHROUGH, **steps}) == expected
@@ -443,7 +488,7 @@ def test_everything_wrong_in_every_file_comes_at_once_in_order(tmp_path: Path) -
     assert findings(tmp_path, files) == [
         ("01-a.md", 1, "title-missing"),
         ("02-b.md", 1, "text-not-utf8"),
-        ("10-c.md", 1, "step-invalid"),
+        ("10-c.md", 1, "step-too-large"),
         ("10-c.md", 1, "title-missing"),
         ("10-c.md", 2, "field-invalid"),
         ("10-c.md", 3, "field-invalid"),
@@ -464,6 +509,46 @@ def test_a_finding_is_one_printable_line_whatever_the_file_is_called(tmp_path: P
     write(tmp_path, {"walkthrough.yaml": WALKTHROUGH, "a\nb.md": "x", os.fsdecode(b"\xff.md"): "x"})
     assert [finding.file for finding in rejected(tmp_path)] == [r"\udcff.md", r"\udcff.md", r"a\nb.md"]
     assert all(str(finding).isprintable() for finding in rejected(tmp_path))
+
+
+def test_a_comment_behind_a_field_that_cannot_hold_it_is_only_a_comment(tmp_path: Path) -> None:
+    text = (
+        "# mine\nschema: 1  # of the format\nkey: connect # for ever\ntitle: 'Fix issue #12'  # in quotes\n"
+        "description: |  # below\n  Fix #12\ntype: quickstart # too\n"
+    )
+    step = "---\ntitle: C# and F#\nminutes: 5 # or so\ndelivery: verbatim #\n---\nText."
+    manuscript = read(tmp_path, {"walkthrough.yaml": text, "a.md": step})
+    told = (manuscript.title, manuscript.description, manuscript.steps[0].title)
+    assert told == ("Fix issue #12", "Fix #12", "C# and F#")
+
+
+def test_a_step_that_is_too_large_says_by_how_much(tmp_path: Path) -> None:
+    (finding,) = rejected(write(tmp_path, {"walkthrough.yaml": WALKTHROUGH, "a.md": "# T\n\n" + "x" * 20_000}))
+    assert finding.remedy == (
+        "step 'a' would take up to 49,018 bytes when delivered, 9,018 more than the 40,000 that are allowed: "
+        "split it into two steps"
+    )
+
+
+def test_a_file_of_ten_thousand_faults_gives_ten_findings_and_the_number_of_the_others(tmp_path: Path) -> None:
+    text = "# T\n" + "a <b>b</b>\n" * 10_000
+    folder = write(tmp_path, {"walkthrough.yaml": WALKTHROUGH, "a.md": text, "b.md": "# T\n\n<b>\n"})
+    with pytest.raises(ContentRejected) as refusal:
+        read_folder(folder)
+    found = [(each.file, each.line) for each in refusal.value.findings if each.rule == "html-raw"]
+    assert found == [("a.md", line) for line in range(2, 12)] + [("b.md", 3)]
+    last = [each for each in refusal.value.findings if each.file == "a.md" and each.rule == "html-raw"][-1]
+    assert last.remedy.endswith("(and 9,990 more like this in the file)")
+    assert str(refusal.value) == "10,002 problems found"  # the step is too large besides
+
+
+def test_a_rule_broken_in_every_file_is_listed_in_each_and_not_without_end(tmp_path: Path) -> None:
+    steps = {f"s{number}.md": "# T\n" + "<b>\n\n" * 8 for number in range(MAX_STEPS)}
+    with pytest.raises(ContentRejected) as refusal:
+        read_folder(write(tmp_path, {"walkthrough.yaml": WALKTHROUGH, **steps}))
+    assert {each.file for each in refusal.value.findings} == set(steps)
+    assert len(refusal.value.findings) < 2 * MAX_STEPS
+    assert str(refusal.value) == "4,000 problems found"
 
 
 def test_quotes_nested_up_to_the_limit_are_read(tmp_path: Path) -> None:
@@ -559,7 +644,9 @@ def test_any_bytes_give_a_manuscript_or_findings_that_point_into_the_files(
 
 # Neither what would close or open something else than the writer means to, nor what is not kept as it stands.
 plain = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r\n`~<:"), min_size=1, max_size=30
+    st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters="`~<:[\\&\u115f\u1160\u3164\uffa0"),
+    min_size=1,
+    max_size=30,
 ).filter(lambda text: text.strip() != "" and text.strip(" \t") != "---")
 content_piece = st.one_of(
     plain,
@@ -568,13 +655,12 @@ content_piece = st.one_of(
     plain.map(lambda text: f"~~~~\n::: assistant-notes\n~~~\n{text}\n:::\n  ~~~~"),
     plain.map(lambda text: f"text\n\n    ::: done-when {text}\n\n\n    :::"),
     plain.map(lambda text: f"1. item\n\n   ::: {text}\n\n   ```\n   :::\n   ```"),
-    plain.map(lambda text: f"> {text}\n> ::: done-when"),
-    plain.map(lambda text: f"<!-- {text.replace('-', '')}\n\n::: done-when\n-->"),
+    plain.map(lambda text: f"> {text}\n> ::: tip"),
 )
 pieces = st.lists(content_piece, min_size=1, max_size=3)
 texts_of_a_step = pieces.map(lambda several: "\n\n".join(several).strip("\n"))
 titles = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=200).filter(
-    lambda text: text.isprintable() and text.strip() != ""
+    lambda text: text.isprintable() and text.strip() != "" and not faults_of_title(text)
 )
 keys = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 description_characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
@@ -594,7 +680,7 @@ manuscripts = st.builds(
     Manuscript,
     key=keys,
     title=titles,
-    description=descriptions.filter(lambda text: text.strip() != ""),
+    description=descriptions.filter(lambda text: text.strip() != "" and not faults_of_description(text)),
     type=st.sampled_from(WalkthroughType),
     steps=st.lists(step_texts, min_size=1, max_size=4, unique_by=lambda step: step.key).map(tuple),
 )
@@ -639,7 +725,12 @@ def test_the_grafana_scenario_reads_as_its_ten_steps_in_order(tmp_path: Path) ->
     if not shared:
         pytest.skip("CAIRN_TEST_CONTENT does not name a folder with killercoda/grafana-fundamentals")
     originals = {
-        path.name: path.read_text() for path in Path(shared, "killercoda/grafana-fundamentals").glob("step*.md")
+        # Its platform's marks are no Markdown: `{{exec}}` behind a fence leaves the fence open, and `{{TRAFFIC…}}` is
+        # no address.
+        path.name: re.sub(
+            r"\{\{(exec|copy)\}\}|(?<=\()\{\{TRAFFIC", lambda mark: "" if mark[1] else "https://x/{{", path.read_text()
+        )
+        for path in Path(shared, "killercoda/grafana-fundamentals").glob("step*.md")
     }
     steps = read(tmp_path, originals).steps
     assert [step.key for step in steps] == [f"step{number}" for number in range(1, 11)]

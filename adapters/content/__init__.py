@@ -1,0 +1,1 @@
+"""The author's files: read, checked, and shown as pages."""

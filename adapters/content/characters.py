@@ -1,0 +1,136 @@
+"""Characters that nobody sees, or that show something else than what is there.
+
+They are refused wherever they stand, in code as well: what an assistant reads must be what its author and its user
+see. Those that a script or an emoji needs pass where it needs them, and nowhere else (Unicode 16, chapters 9, 12, 23;
+UTS 51 for emoji).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from adapters.content.findings import Fault, Rule
+
+# By number and not by category: what is refused must not depend on the Unicode version of a Python.
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufdd0-\ufdef\ufffe\uffff"
+_EMBEDDING_AND_ISOLATE = "\u202a-\u202e\u2066-\u2069"
+_DIRECTION_MARK = "\u061c\u200e\u200f"
+_JOINER = "\u200c\u200d"
+_WORD_BREAK = "\u200b"
+_VARIATION = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_MONGOLIAN = "\u180b-\u180f"
+# Fillers, invisible operators, shorthand and music controls, tags, and what is set aside for more of the kind.
+_NEVER_SEEN = (
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff0-\ufffc"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+)
+_PRIVATE = "\ue000-\uf8ff\U000f0000-\U0010ffff"
+_SUSPECT = re.compile(
+    "(?P<control>[" + _CONTROL + "])|(?P<bidirectional>[" + _EMBEDDING_AND_ISOLATE + "])"
+    "|(?P<invisible>[" + _DIRECTION_MARK + _JOINER + _WORD_BREAK + _VARIATION + _MONGOLIAN + _NEVER_SEEN + "])"
+    "|(?P<private>[" + _PRIVATE + "])"
+)
+# The three flags that are written with tags (UTS 51, annex C); any other sequence of tags is a hidden message.
+_FLAGS = re.compile(
+    "\U0001f3f4(?:"
+    + "|".join("".join(chr(0xE0000 + ord(letter)) for letter in region) for region in ("gbeng", "gbsct", "gbwls"))
+    + ")\U000e007f"
+)
+
+# Scripts in which joiners shape letters; the names are the first words of their letters' names.
+_JOINING = re.compile(
+    "ADLAM|ARABIC|BALINESE|BENGALI|CHAKMA|DEVANAGARI|GRANTHA|GUJARATI|GURMUKHI|JAVANESE|KANNADA|KHMER|MALAYALAM|MANDAIC|"
+    "MEETEI|MONGOLIAN|MYANMAR|NEWA|NKO|ORIYA|SINHALA|SUNDANESE|SYRIAC|TAMIL|TELUGU|TIRHUTA"
+)
+# Scripts without spaces between words, where a zero-width space says where a line may break.
+_WITHOUT_SPACES = re.compile("JAVANESE|KHMER|LAO|MYANMAR|TAI|THAI|TIBETAN")
+# The blocks of the scripts that run from right to left, and how many characters away from one a mark has its use.
+_RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u0619\u061d-\u08ff\ufb1d-\ufdcf\ufdf0-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
+_NEAR = 100
+
+# CommonMark 0.31 section 2.5; names of entities are no longer than this.
+ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+
+
+def hidden_characters(text: str) -> Iterator[Fault]:
+    """Control, bidirectional, invisible and private-use characters; the first of each kind in each line."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return
+    for number, line in enumerate(_FLAGS.sub("", text).split("\n"), start=1):
+        told: set[Rule] = set()
+        for found in _SUSPECT.finditer(line):
+            rule = Rule(f"character-{found.lastgroup}")
+            if rule not in told and not _is_needed(line, found.start()):
+                told.add(rule)
+                yield Fault(number, rule, _remedy(rule, found[0], line[: found.start()]))
+
+
+def hidden_by_entities(text: str, first: int) -> Iterator[Fault]:
+    """The same, where they are written as entities (`&#8203;`, `&shy;`); `first` is the number of the first line."""
+    for found in ENTITY.finditer(text):
+        if hidden := _SUSPECT.fullmatch(html.unescape(found[0])):
+            line = first + text.count("\n", 0, found.start())
+            yield Fault(
+                line, Rule(f"character-{hidden.lastgroup}"), f"remove `{found[0]}`, which nobody sees when it is shown"
+            )
+
+
+def _is_needed(line: str, at: int) -> bool:
+    """Whether the character there does what its script or an emoji needs it for."""
+    character = line[at]
+    before, after = line[at - 1 : at], line[at + 1 : at + 2]
+    match character:
+        case "\u200c" | "\u200d" if _JOINING.fullmatch(_script(before)):
+            return True
+        case "\u200d":
+            base = line[at - 2 : at - 1] if before == "\ufe0f" else before
+            return _is_pictograph(base) and _is_pictograph(after)
+        case "\u200b":
+            return all(_WITHOUT_SPACES.fullmatch(_script(each)) for each in (before, after))
+        case "\u061c" | "\u200e" | "\u200f":
+            # It says to which side a mark between two directions belongs; more than one in a row says nothing.
+            near = line[max(0, at - _NEAR) : at + _NEAR]
+            return not re.fullmatch(f"[{_DIRECTION_MARK}]", after) and _RIGHT_TO_LEFT.search(near) is not None
+        case _ if "\U000e0100" <= character <= "\U000e01ef":
+            return _script(before) == "CJK"
+        case "\ufe0e" | "\ufe0f" if before and before in "0123456789#*":
+            return True
+        case _ if "\ufe00" <= character <= "\ufe0f":
+            return _is_pictograph(before) or (not before.isascii() and unicodedata.category(before)[0] in "LSP")
+        case _ if re.fullmatch(f"[{_MONGOLIAN}]", character):
+            return _script(before) == "MONGOLIAN"
+        case _:
+            return False
+
+
+def _script(character: str) -> str:
+    """The first word of the name of a letter or mark, which is its script's; empty for anything else."""
+    if not character or unicodedata.category(character)[0] not in "LM":
+        return ""
+    return unicodedata.name(character, "").partition(" ")[0]
+
+
+def _is_pictograph(character: str) -> bool:
+    # By block too: this Python may not know the newest emoji.
+    return bool(character) and ("\U0001f000" <= character <= "\U0001faff" or unicodedata.category(character) == "So")
+
+
+def _remedy(rule: Rule, character: str, before: str) -> str:
+    name = unicodedata.name(character, "").lower()
+    told = f"U+{ord(character):04X}" + (f" ({name})" if name else "")
+    seen = "".join(each for each in before[-24:] if each.isprintable()).strip()
+    where = f"after {seen!r}" if seen else "at the beginning of the line"
+    match rule:
+        case Rule.CHARACTER_CONTROL:
+            return f"remove the control character {told} {where}"
+        case Rule.CHARACTER_BIDIRECTIONAL:
+            return f"remove {told} {where}: with it text reads otherwise than it is"
+        case Rule.CHARACTER_PRIVATE:
+            return f"replace the private-use character {told} {where}: without its font nobody sees what it means"
+        case _:
+            return f"remove the invisible {told} {where}"
