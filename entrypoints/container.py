@@ -12,6 +12,8 @@ from dependency_injector import containers, providers
 
 from adapters.content.check import check_manuscript
 from adapters.content.folder import read_folder
+from adapters.content.pages import html_of
+from adapters.content.schema import SCHEMAS
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres import schema
 from adapters.postgres.authoring import PostgresWalkthroughStore
@@ -48,6 +50,8 @@ class Container(containers.DeclarativeContainer):
     ids = providers.Singleton(RandomIds)
     read_folder = providers.Object(read_folder)
     check_content = providers.Object(check_manuscript)
+    html_of = providers.Object(html_of)
+    content_schemas = providers.Object(SCHEMAS)
 
     catalogue = providers.Singleton(PostgresCatalogue, database)
     library = providers.Singleton(PostgresVersionLibrary, database)

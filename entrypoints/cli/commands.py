@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ import click
 from domain.errors import InvalidValue, NotFound, OperatorError
 from domain.tenancy import AuthMode
 from domain.walkthrough import Manuscript, PublishPolicy
+from entrypoints.cli.preview import page
 from entrypoints.cli.terminal import say, show
 from entrypoints.container import Container, Storage, storage
 from entrypoints.settings import Settings
@@ -148,6 +150,17 @@ def lint(folder: Path, as_json: bool) -> None:
         {"findings": [], "key": manuscript.key, "steps": steps},
         f"{manuscript.key}: {steps} step{'s' if steps > 1 else ''}, nothing wrong.",
     )
+
+
+def preview(folder: Path, as_json: bool) -> None:
+    manuscript = _manuscript(folder)
+    html = page(manuscript, Container.html_of())
+    show(as_json, {"key": manuscript.key, "html": html}, html)
+
+
+def schema(subject: str, as_json: bool) -> None:
+    printed = Container.content_schemas()[subject]
+    show(as_json, printed, json.dumps(printed, indent=2, ensure_ascii=False))
 
 
 def push(folder: Path, org: str, publish: bool, servers: Sequence[str], data_dir: Path | None, as_json: bool) -> None:

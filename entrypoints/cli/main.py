@@ -163,6 +163,35 @@ def lint(**options: Any) -> None:
 
 @main.command()
 @_folder
+@_json
+def preview(**options: Any) -> None:
+    """Print a walkthrough's folder as an HTML page.
+
+    Each step as people read it, with what only the assistant reads set apart. The page needs nothing else, and runs
+    nothing: cairn preview DIR > preview.html
+    """
+    _run("preview", options)
+
+
+@main.command()
+@click.argument("subject", type=click.Choice(["walkthrough", "step"]))
+@_json
+def schema(**options: Any) -> None:
+    """Print the JSON Schema of the folder format.
+
+    SUBJECT is 'walkthrough' for walkthrough.yaml, or 'step' for the front matter of a step. An editor with the YAML
+    language server checks while you write, if walkthrough.yaml begins with the line
+
+    \b
+      # yaml-language-server: $schema=walkthrough.schema.json
+
+    and beside it lies what 'cairn schema walkthrough > walkthrough.schema.json' made.
+    """
+    _run("schema", options)
+
+
+@main.command()
+@_folder
 @_org
 @click.option("--publish", is_flag=True, help="Publish it as the next version; without this it becomes the draft.")
 @_servers

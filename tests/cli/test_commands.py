@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
+from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,9 +20,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from adapters.content.schema import SCHEMAS
 from adapters.embedded_postgres import EmbeddedPostgres
 from entrypoints.mcp.tools import TOOLS
 from tests.cli.conftest import Cairn, write_walkthrough
+from tests.processes import PROJECT, environment
 
 _numbers = count(1)
 TOKEN = re.compile(r"cairn_[A-Za-z0-9_-]{43}")
@@ -130,7 +139,7 @@ def test_lint_tells_everything_that_is_wrong_at_once_each_with_file_line_and_rem
         ("03-three.md", "5", "block-unclosed"),
         ("walkthrough.yaml", "5", "field-invalid"),
     ]
-    assert error.startswith("error: 3 problems found")
+    assert error == "error: 3 problems found in 3 files"
     as_json = cairn("lint", str(folder), "--json")
     assert (as_json.status, as_json.stderr) == (1, "")
     rows = json.loads(as_json.stdout)["findings"]
@@ -142,6 +151,80 @@ def test_lint_needs_no_database(nursery: Any, folder: Path, tmp_path: Path) -> N
     outcome = nursery.run("lint", str(folder), cwd=tmp_path, CAIRN_DATABASE_URL="postgresql://127.0.0.1:1/none")
     assert outcome.lines == ["tour: 2 steps, nothing wrong."]
     assert not (tmp_path / ".cairn").exists()
+
+
+def test_lint_at_a_terminal_puts_what_to_do_below_the_place_within_its_width(folder: Path) -> None:
+    (folder / "01-one.md").write_text("# One\n\nSee [the next](02-two.md).\n\nClone <repository>.\n")
+    (folder / "02-two.md").write_text("# Two\n\nDo.\\n\\nThen.\n")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    command = [sys.executable, "-m", "entrypoints.cli.main", "lint", str(folder)]
+    done = subprocess.run(
+        command, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), check=False
+    )
+    told = re.sub("\x1b\\[[0-9;]*m", "", os.read(ours, 65_536).decode()).replace("\r\n", "\n")
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 1
+    assert (
+        told
+        == """\
+01-one.md:3  link-dead
+    write the whole https:// address instead of '02-two.md':
+    other files are not delivered; a file of the user's own
+    goes in backticks
+01-one.md:5  html-raw
+    write this in Markdown: HTML is not shown; a placeholder
+    such as `<name>`, or HTML to read, goes in backticks
+
+02-two.md:3  text-escaped-twice
+    write what `\\n` stands for: the text was escaped twice;
+    if it is meant to be read so, use backticks
+
+error: 3 problems found in 2 files
+"""
+    )
+
+
+def test_lint_of_a_single_fault_counts_in_the_singular(cairn: Cairn, folder: Path) -> None:
+    (folder / "01-one.md").write_text("# One\n\nClone <repository>.\n")
+    assert cairn("lint", str(folder)).stderr.splitlines()[-1] == "error: 1 problem found in 1 file"
+
+
+# -------------------------------------------------------------------------------------------- preview, schema
+
+
+def test_preview_is_one_page_that_asks_for_nothing_with_the_authors_blocks_apart(cairn: Cairn, folder: Path) -> None:
+    (folder / "01-one.md").write_text(
+        "---\nminutes: 1\n---\n# A & *B*\n\n[c](https://example.com) ![d](https://example.com/d.png)\n\n"
+        "::: assistant-notes\nAsk `first`.\n:::\n::: done-when\nIt runs.\n:::\n"
+    )
+    page = "\n".join(cairn("preview", str(folder)).lines)
+    assert "<h3>A &amp; <em>B</em></h3>" in page
+    assert '<article id="step-1" aria-labelledby="title-1">\n<h2 id="title-1">A &amp; B</h2>' in page
+    assert "Step 1 of 2 · one · delivery: explain · 1 minute" in page
+    notes = "For the assistant: notes"
+    assert f'<aside aria-label="{notes}">\n<h3>{notes}</h3>\n<p>Ask <code>first</code>.</p>\n</aside>' in page
+    assert page.count("<aside ") == 2
+    # Whatever a browser would fetch or run by itself.
+    assert not re.search(r"<(img|script|link|iframe|object|embed)|src=|url\(|@import|\bon[a-z]+=", page)
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">' in page
+    assert cairn("preview", str(folder), "--json").json == {"key": "tour", "html": page}
+
+
+def test_preview_of_a_faulty_folder_says_what_lint_says(cairn: Cairn, folder: Path) -> None:
+    (folder / "01-one.md").write_text("# One\n\n<b>\n")
+    outcome = cairn("preview", str(folder))
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (1, "", cairn("lint", str(folder)).stderr)
+
+
+@pytest.mark.parametrize("subject", ["walkthrough", "step"])
+def test_schema_prints_what_an_editor_can_check_by(cairn: Cairn, subject: str) -> None:
+    assert json.loads("\n".join(cairn("schema", subject).lines)) == SCHEMAS[subject]
+    assert cairn("schema", subject, "--json").json == SCHEMAS[subject]
 
 
 # ------------------------------------------------------------------------------------------------------- push

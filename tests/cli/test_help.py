@@ -20,9 +20,12 @@ HEAVY = (
     "alembic",
     "asyncpg",
     "dependency_injector",
+    "jsonschema",
     "litestar",
+    "markdown_it",
     "mcp",
     "msgspec",
+    "nh3",
     "sqlalchemy",
     "structlog",
     "uvicorn",
@@ -71,7 +74,7 @@ def test_help_answers_in_under_0_3_seconds() -> None:
 def test_every_command_that_is_promised_is_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         *("dev", "serve", "migrate", "org create", "server create", "server list"),
-        *("assign", "lint", "push", "token create", "token revoke", "tools"),
+        *("assign", "lint", "preview", "schema", "push", "token create", "token revoke", "tools"),
     }
 
 
@@ -79,7 +82,9 @@ def test_every_command_that_is_promised_is_there() -> None:
 def test_every_command_has_json_and_every_one_that_touches_data_a_data_dir() -> None:
     options = {path: {name for each in command.params for name in each.opts} for path, command in ALL.items()}
     assert not [path for path, names in options.items() if "--json" not in names]
-    assert {path for path, names in options.items() if "--data-dir" not in names} == {("lint",), ("tools",)}
+    assert {path for path, names in options.items() if "--data-dir" not in names} == {
+        *(("lint",), ("preview",), ("schema",), ("tools",)),
+    }
 
 
 @pytest.mark.parametrize("path", [(), ("org",), ("server",), ("token",), *ALL], ids=" ".join)
