@@ -37,8 +37,9 @@ _MARKDOWN = Markdown()
 # Square brackets within each other. Deeper ones the parser takes for text, where another may see a link; and they are
 # what makes parsing slow: with them bounded, the slowest text found takes 15 µs a character.
 _MAX_BRACKETS = 20
-# What a page links to; anything else is opened by some program of the reader's machine, if by any.
-_SCHEMES = ("https", "http", "mailto")
+# What a page links to, and the editors in which walkthroughs are taken: a link that installs an extension there asks
+# first. Anything else is opened by some program of the reader's machine, if by any.
+_SCHEMES = ("https", "http", "mailto", "vscode", "vscode-insiders", "cursor")
 _DANGEROUS = ("javascript", "data", "vbscript", "file")
 _SHOWN_CHARS = 60
 
@@ -99,16 +100,23 @@ def _faults_of_markdown(text: str) -> Iterator[Fault]:
     tokens, env = _MARKDOWN.blocks(text)
     lines = text.split("\n")
     # Only definitions of references say where they stand; whatever refers to them is judged by them.
-    definitions = [*env.get("references", {}).values(), *env.get("duplicate_refs", [])]
-    links = [(each["map"][0] + 1, each["href"], False) for each in definitions]
-    defined = {each["href"] for each in definitions}
+    definitions = [
+        (label, each["map"][0] + 1, each["href"])
+        for label, each in [
+            *env.get("references", {}).items(),
+            *((each["label"], each) for each in env.get("duplicate_refs", [])),
+        ]
+    ]
+    # To many renderers `[^1]: word` is a footnote, and so a text; a scheme in it counts all the same.
+    links = [(line, href, False) for label, line, href in definitions if _scheme(href) or not label.startswith("^")]
+    defined = {href for _, _, href in definitions}
     for token in tokens:
         if token.level >= MAX_NESTING - 1 and token.nesting == 1:
             yield Fault(first_line(token), Rule.NESTING_TOO_DEEP, TOO_DEEP)
             return
         match token.type:
             case "html_block":
-                yield Fault(first_line(token), Rule.HTML_RAW, _NO_HTML)
+                yield _raw_html(first_line(token), token.content)
                 yield from _misplaced(token)
             case "fence" if not is_closed(token, lines):
                 yield Fault(first_line(token), Rule.FENCE_UNCLOSED, unclosed(token))
@@ -129,6 +137,11 @@ TOO_DEEP = "nest fewer quotes, lists and brackets within each other"
 _NO_HTML = (
     "write this in Markdown: HTML is not shown; a placeholder such as `<name>`, or HTML to read, goes in backticks"
 )
+_NO_IMG = "write an image as `![what it shows](https://…)`: HTML is not shown"
+
+
+def _raw_html(line: int, html: str) -> Fault:
+    return Fault(line, Rule.HTML_RAW, _NO_IMG if html.lstrip().lower().startswith("<img") else _NO_HTML)
 
 
 def unclosed(fence: Token) -> str:
@@ -167,7 +180,7 @@ def _faults_within(block: Token, env: EnvType, links: list[tuple[int, str, bool]
         line = first + lines.count("\n", 0, start)
         match token.type:
             case "html_inline":
-                yield Fault(line, Rule.HTML_RAW, _NO_HTML)
+                yield _raw_html(line, token.content)
             case "code_inline":
                 code.append((start, end))
             case "link_open" | "image":
@@ -216,7 +229,8 @@ def _fault_of_link(line: int, address: str, is_image: bool, slugs: Mapping[str, 
             return Fault(line, Rule.LINK_SCHEME, remedy)
     if scheme is not None and scheme not in _SCHEMES:
         remedy = (
-            f"write an https:// address instead of {shown}, or put it in backticks: links are https, http or mailto"
+            f"write an https:// address instead of {shown}, or put it in backticks: "
+            f"links begin with one of {', '.join(_SCHEMES)}"
         )
         return Fault(line, Rule.LINK_SCHEME, remedy)
     if is_image and scheme not in ("https", "http"):
@@ -226,13 +240,16 @@ def _fault_of_link(line: int, address: str, is_image: bool, slugs: Mapping[str, 
         if unquote(address[1:]).lower() in slugs:
             return None
         return Fault(line, Rule.LINK_FRAGMENT, f"link to a heading of this text: there is none for {shown}")
+    if address in ("", "#"):  # `[//]: # (a comment)` is what many write for a comment
+        remedy = "link to something, or remove this; what only the assistant is to read goes into assistant-notes"
+        return Fault(line, Rule.LINK_DEAD, remedy)
     if scheme is None:
         remedy = (
             f"write the whole https:// address instead of {shown}: other files are not delivered; "
             "a file of the user's own goes in backticks"
         )
         return Fault(line, Rule.LINK_DEAD, remedy)
-    if scheme != "mailto" and not re.match(r"[a-z]+://[^/?#\s]", address, re.IGNORECASE):
+    if scheme in ("https", "http") and not re.match(r"[a-z]+://[^/?#\s]", address, re.IGNORECASE):
         return Fault(line, Rule.LINK_DEAD, f"write the whole address instead of {shown}: it names no host")
     return None
 

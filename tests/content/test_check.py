@@ -77,6 +77,8 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("[![a](javascript:x)](https://example.com)", [(1, "link-scheme")]),
     ("[a](command:workbench.action.quit)", [(1, "link-scheme")]),
     ("Open <host:port>.", [(1, "link-scheme")]),
+    ("[a](ms-msdt:x)", [(1, "link-scheme")]),
+    ("[^1]: javascript:x", [(1, "link-scheme")]),
     # links that lead nowhere
     ("[a](./b.md)", [(1, "link-dead")]),
     ("[a](/b)", [(1, "link-dead")]),
@@ -88,6 +90,8 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("[a](https:example.com)", [(1, "link-dead")]),
     ("[a](https:///x)", [(1, "link-dead")]),
     ("![a](img/x.png)", [(1, "link-dead")]),
+    ("![a](vscode:extension/acme.tools)", [(1, "link-dead")]),
+    ("[//]: # (a comment)\n[a]: <> (one more)", [(1, "link-dead"), (2, "link-dead")]),
     ("![a](#b)\n# b", [(1, "link-dead")]),
     ("a\n![b][c]\n\n[c]: x.png", [(4, "link-dead")]),
     ("[a](www.example.com) and\n[b]({{URL}})", [(1, "link-dead"), (2, "link-dead")]),
@@ -148,6 +152,20 @@ def test_a_faulty_text_is_refused_at_its_line(text: str, expected: list[tuple[in
     assert [(fault.line, fault.rule.value) for fault in faults_of_markdown(text)] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("a <b>c", "write this in Markdown"),
+        ('<img src="https://example.com/x.png">', "write an image as `![what it shows](https://…)`"),
+        ('a <IMG src="x.png">', "write an image as `![what it shows](https://…)`"),
+        ("[//]: # (a comment)", "link to something, or remove this; what only the assistant is to read"),
+        ("[a](b.md)", "write the whole https:// address instead of 'b.md'"),
+    ],
+)
+def test_a_remedy_speaks_of_what_was_most_likely_meant(text: str, remedy: str) -> None:
+    assert faults_of_markdown(text)[0].remedy.startswith(remedy)
+
+
 SOUND = [
     # HTML
     "`<b>`, \\<b>, &lt;b>, a < b, 3<4, <-, <3 and ->",
@@ -164,6 +182,8 @@ SOUND = [
     "[a](https://example.com) [b](HTTP://localhost:8080/x) [c](mailto:ada@example.com)",
     "[a](https://example.com/javascript:x) and javascript:alert(1) in words",
     "![a](https://example.com/x.png)",
+    "[a](vscode:extension/acme.tools) and [b](cursor://anysphere.cursor-deeplink/mcp/install?name=a)",
+    "Said[^1] so.\n\n[^1]: elsewhere",
     "[a][b] and [c] and [d][]",
     "[x](y and - [ ] a task and a[0] (b)\n\n`[a](b.md)`",
     "[a](#set-up-c) and [b](#set-up-c-1)\n\n# Set up `C`!\n\n## Set up *C*",
