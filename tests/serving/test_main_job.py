@@ -6,8 +6,7 @@ import hashlib
 
 import pytest
 
-from adapters.content_folder import read_folder
-from domain.walkthrough import MAX_RESULT_BYTES, PublishPolicy
+from domain.walkthrough import PublishPolicy
 from tests.processes import text_of
 from tests.serving.conftest import Tenant
 
@@ -196,27 +195,3 @@ async def test_the_text_alone_says_everything_that_the_structure_says(tenant: Te
         assert told["step"]["handle"] in text
         assert "Step two" not in text
         assert "Step two" not in str(told)
-
-
-@pytest.mark.promise("content.real")
-async def test_a_real_scenario_of_somebody_elses_is_taken_to_its_end(tenant, era, content_folder, tmp_path) -> None:
-    source = content_folder / "killercoda" / "grafana-fundamentals"
-    (tmp_path / "walkthrough.yaml").write_text(
-        "schema: 1\nkey: grafana-fundamentals\ntitle: Grafana fundamentals\n"
-        "description: Metrics, logs, dashboards and alerts.\ntype: course\n"
-    )
-    steps = sorted(source.glob("step*.md"), key=lambda path: int(path.stem.removeprefix("step")))
-    for step in steps:
-        (tmp_path / step.name).write_bytes(step.read_bytes())
-    await tenant.world.authoring.push(
-        tenant.organization, read_folder(tmp_path), publish=PublishPolicy.KEEP, servers=[(tenant.server.slug, None)]
-    )
-    async with tenant.learner(era=era) as me:
-        result = await me.client.call_tool("select_walkthrough", {"walkthrough": "grafana-fundamentals"})
-        shown = []
-        while (told := result.structured_content)["step"]:
-            assert len(result.model_dump_json()) < MAX_RESULT_BYTES
-            shown.append(told["step"]["content"])
-            result = await me.client.call_tool("next_walkthrough_step", {"completed_step": told["step"]["handle"]})
-        assert told["status"] == "completed"
-        assert shown == [step.read_text().strip("\n") for step in steps]
