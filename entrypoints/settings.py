@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from domain.errors import InvalidValue
 from domain.tenancy import domain_name, slug
+
+# RFC 6454 section 6.2; editors and browser extensions have schemes of their own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,21 @@ class Settings:
     """A server with the slug `acme` answers at `acme.<base domain>`."""
     default_server: str | None = None
     """Slug of the server that answers at bare `127.0.0.1`, `[::1]` and `localhost`; unset: none does."""
+    allowed_origins: str | None = None
+    """Origins whose pages may call, as browsers write them (`https://app.example.com`), with spaces or commas between
+    them; `*`: any. Pages of a server's own host and of the reader's own machine always may."""
 
     def __post_init__(self) -> None:
         if self.default_server is not None:
             _checked("default_server", slug, self.default_server)
         if self.base_domain != "localhost":
             _checked("base_domain", domain_name, self.base_domain)
+        for origin in self.origins():
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InvalidValue(
+                    f"CAIRN_ALLOWED_ORIGINS: {origin!r} is no origin: write it like https://app.example.com, with a "
+                    "scheme and without a path"
+                )
         for url in (self.database_url, self.owner_database_url):
             if url is not None and not url.startswith(("postgresql://", "postgres://")):
                 raise InvalidValue("CAIRN_DATABASE_URL and CAIRN_OWNER_DATABASE_URL begin with postgresql://")
@@ -54,6 +67,10 @@ class Settings:
         if "data_dir" in values:
             values["data_dir"] = Path(values["data_dir"])
         return cls(**values)
+
+    def origins(self) -> Set[str]:
+        """The allowed origins one by one, in lower case as browsers send them."""
+        return frozenset((self.allowed_origins or "").lower().replace(",", " ").split())
 
     def environment(self) -> Mapping[str, str]:
         """The variables that make these settings again, for a worker process."""

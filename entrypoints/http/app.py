@@ -77,6 +77,7 @@ def application(
         container.identity(),
         base_domain=settings.base_domain,
         default_server=settings.default_server,
+        allowed_origins=settings.origins(),
     )
 
 

@@ -1,34 +1,56 @@
 """The gate: decides whose host a request is for, and who sends it, before anything else sees it.
 
+    two lengths at once     400       RFC 9112 section 6.1: against request smuggling
     unknown host            421       RFC 9110 section 15.5.20
     foreign Origin          403       MCP transports: against DNS rebinding
     another path            404
+    a page that asks first  204       the CORS protocol of the Fetch standard; no token, no body
     not POST to /mcp        405       no stream is offered, and there are no sessions to end
+    not JSON, or compressed 415       RFC 9110 section 15.5.16
+    no JSON wanted          406       RFC 9110 section 12.5.1: without Accept, everything is wanted
     body over 1 MiB         413
-    not one JSON-RPC call   400
+    body not there in 60 s  408
     token needed, not there 401       RFC 6750 section 3, without an error code
     token not valid here    401       RFC 6750 section 3.1, error="invalid_token"
+    not JSON in UTF-8       400       -32700
+    not one JSON-RPC call   400       -32600
+    unknown revision        400       -32022, with those that are served
+    Mcp headers unclear     400       -32020; that they repeat the body is checked by the SDK
     database away           503, but a tool call goes on and is answered `temporarily_unavailable`
 
-Whether a token is needed is decided from the JSON body, never from a header that repeats it.
+Whether a token is needed is decided from the JSON body, never from a header that repeats it. A body has one meaning, or
+is refused (`entrypoints/http/message.py`).
+
+Every answer to a page says whether the page may read it, refusals too: a browser's client has to see the challenge.
+Pages of any origin on the reader's own machine may call, as developers' tools are such pages. No credential comes by
+itself (there are no cookies, and Access-Control-Allow-Credentials is never sent), so that a page can do no more than
+any program with the same token. `X-Forwarded-*` and `Forwarded` are not looked at: a proxy hands on the Host that it
+was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from mcp_types import (
+    HEADER_MISMATCH,
+    INVALID_REQUEST,
+    PROTOCOL_VERSION_META_KEY,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
+from mcp_types.version import KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from application.identity import Identity
 from application.ports import ServerDirectory
 from domain.errors import TemporarilyUnavailable
 from domain.tenancy import AuthMode, Caller, Server, UserId
+from entrypoints.http.message import Refusal, Request, message_of, text_of
 from entrypoints.mcp.server import ANSWER_SECONDS, MAX_BODY_BYTES, STATE_KEY, Arrival
 from entrypoints.mcp.tools import TOOLS
 
@@ -41,19 +63,17 @@ _MCP_PATH = re.compile(r"/*mcp/*")
 # For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
 _LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
-_INVALID_REQUEST = -32600  # JSON-RPC 2.0 section 5.1
-_REFUSED = -32003  # MCP leaves -32000 to -32019 to servers; the HTTP status says which refusal it is
+# A mebibyte in this time is 17 kB a second, which the slowest line has; longer is no client of ours.
+_BODY_SECONDS = 60.0
 
-
-class Refusal(Exception):
-    """An HTTP answer that ends a request at the gate, with a JSON-RPC error for its body."""
-
-    def __init__(self, status: int, problem: str, *headers: tuple[bytes, bytes], code: int = _REFUSED) -> None:
-        super().__init__(problem)
-        self.code = code
-        self.status = status
-        self.problem = problem
-        self.headers = headers
+_LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
+_PREFLIGHT_SECONDS = 7_200  # browsers keep it no longer
+_PARAMETER_HEADER = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_REQUEST_HEADERS = (
+    "authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id, "
+    "traceparent, tracestate, baggage"
+)
+_EXPOSED_HEADERS = b"www-authenticate, retry-after, mcp-session-id, mcp-protocol-version"
 
 
 class Gate:
@@ -67,52 +87,99 @@ class Gate:
         *,
         base_domain: str,
         default_server: str | None,
+        allowed_origins: Set[str] = frozenset(),
     ) -> None:
         self._app = app
         self._servers = servers
         self._identity = identity
         self._base_domain = base_domain.lower()
         self._default_server = default_server
+        self._allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with an `Arrival` in its state, or refuses it."""
         if scope["type"] != "http":  # type: ignore[comparison-overlap]  # servers send the plain string
             await self._app(scope, receive, send)
             return
-        request = _Request()
+        http = cast(HTTPScope, scope)
+        headers = _Headers(http)
+        is_welcome = self._welcomes(headers)
+        send = _to_page(send, headers.only(b"origin") if is_welcome else None)
+        request = Request()
         try:
-            arrival, receive = await self._admit(cast(HTTPScope, scope), receive, request)
+            server = await self._reach(http, headers, is_welcome=is_welcome)
+            if http["method"] == "OPTIONS" and headers.ask_for_a_page():
+                await _allow(send, headers)
+                return
+            arrival, receive = await self._admit(server, http, headers, receive, request)
         except Refusal as refusal:
-            await _refuse(receive, send, refusal, request.id)
+            await _refuse(receive, send, refusal, request, is_unread=not request.is_read and headers.announce_a_body())
         except _Gone:
             return
         else:
             scope["state"] = {**scope.get("state", {}), STATE_KEY: arrival}
+            # What the client takes and sends has been found out; the SDK spells these two more narrowly than HTTP does.
+            scope["headers"] = [
+                *((name, value) for name, value in scope["headers"] if name not in (b"accept", b"content-type")),
+                (b"accept", b"application/json, text/event-stream"),
+                (b"content-type", b"application/json"),
+            ]
             await self._app(scope, receive, send)
 
-    async def _admit(self, scope: HTTPScope, receive: Receive, request: _Request) -> tuple[Arrival, Receive]:
-        loop = asyncio.get_running_loop()
-        headers = _Headers(scope)
+    async def _reach(self, scope: HTTPScope, headers: _Headers, *, is_welcome: bool) -> Server | None:
+        """The server that a request is for; None when the database cannot be asked."""
+        if headers.count(b"transfer-encoding") and (headers.count(b"content-length") or scope["http_version"] == "1.0"):
+            raise Refusal(
+                400,
+                "A request says its length once: by Content-Length or, in HTTP/1.1, by Transfer-Encoding.",
+                code=INVALID_REQUEST,
+            )
         host = self._host(headers)
-        is_away = False
         server: Server | None = None
-        try:
-            server = await self._server_at(host, loop.time() + _LOOKUP_SECONDS)
-        except TemporarilyUnavailable:
-            is_away = True
-        if server is None and not is_away:
-            raise Refusal(421, "No Cairn server answers at this host name.")
-        _check_origin(headers, host)
+        with suppress(TemporarilyUnavailable):
+            server = await self._server_at(host, asyncio.get_running_loop().time() + _LOOKUP_SECONDS)
+            if server is None:
+                raise Refusal(421, "No Cairn server answers at this host name.")
+        if not is_welcome:
+            raise Refusal(403, "Pages of this origin may not call this server: ask its operator to allow the origin.")
         if not _MCP_PATH.fullmatch(scope["path"]):
             raise Refusal(404, "Cairn answers at /mcp.")
+        return server
+
+    def _welcomes(self, headers: _Headers) -> bool:
+        """A browser says whose page calls: this host's own, one of the reader's own machine, or an allowed one."""
+        if not headers.count(b"origin"):
+            return True
+        if headers.count(b"origin") > 1:
+            return False
+        origin = (headers.only(b"origin") or "").lower()
+        host = (headers.only(b"host") or "").lower()
+        return (
+            origin in (f"http://{host}", f"https://{host}")
+            or _LOOPBACK_ORIGIN.fullmatch(origin) is not None
+            or not self._allowed_origins.isdisjoint({origin, "*"})
+        )
+
+    async def _admit(
+        self, server: Server | None, scope: HTTPScope, headers: _Headers, receive: Receive, request: Request
+    ) -> tuple[Arrival, Receive]:
+        loop = asyncio.get_running_loop()
+        is_away = server is None
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
+        _check_forms(headers)
 
         body = await _read(headers, receive)
+        request.is_read = True
         # From here on it is our time, not that of a client that sends slowly.
         look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
-        message = _message(body)
-        request.id = _request_id(message)
+        message: dict[str, Any] | None = None
+        flaw: Refusal | None = None
+        try:
+            text = text_of(body)
+            message = message_of(text, request)
+        except Refusal as refusal:
+            flaw = refusal
         caller: Caller | None = None
         if server is not None:
             token = headers.bearer_token()
@@ -131,14 +198,16 @@ class Gate:
                     is_invalid=False,
                 )
             caller = Caller(server.key, user_id)
+        if message is None:
+            assert flaw is not None  # noqa: S101  # there is one or the other
+            raise flaw
+        _check_revision(headers, message)
         if is_away:
             # The assistant can only read results: so a tool call is answered by the tool, anything else by 503.
-            if message is None or message.get("method") != "tools/call":
+            if message["method"] != "tools/call":
                 raise Refusal(503, "The database cannot be reached; try again.", (b"retry-after", b"1"))
             caller = None
-        if message is None:
-            raise Refusal(400, "A request body is one JSON-RPC request or notification.", code=_INVALID_REQUEST)
-        return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(body, receive)
+        return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(text.encode(), receive)
 
     def _host(self, headers: _Headers) -> str:
         host = headers.only(b"host")
@@ -163,12 +232,6 @@ class Gate:
         return await _by(look_up_by, self._servers.server_at(slug=slug, custom_domain=custom_domain))
 
 
-class _Request:
-    """What a refusal has to repeat of a request: its id, once that has been read."""
-
-    id: str | int | None = None
-
-
 class _Gone(Exception):
     """The client went away before its request was whole: there is nobody to answer."""
 
@@ -186,6 +249,21 @@ class _Headers:
 
     def count(self, name: bytes) -> int:
         return sum(key == name for key, _ in self._all)
+
+    def ask_for_a_page(self) -> bool:
+        """A browser's question whether a page may send something ("CORS-preflight request")."""
+        return self.count(b"origin") > 0 and self.count(b"access-control-request-method") > 0
+
+    def announce_a_body(self) -> bool:
+        return self.count(b"transfer-encoding") > 0 or self.only(b"content-length") not in (None, "0")
+
+    def listed(self, name: bytes) -> list[str]:
+        """The members of a header that is a list, in lower case; several headers are one (RFC 9110 section 5.3)."""
+        values = ",".join(value.decode("latin-1") for key, value in self._all if key == name)
+        return [member for each in values.lower().split(",") if (member := each.strip())]
+
+    def starting(self, prefix: bytes) -> list[bytes]:
+        return [value for key, value in self._all if key.startswith(prefix)]
 
     def bearer_token(self) -> str | None:
         """RFC 6750 section 2.1; None where there is no Bearer credential at all.
@@ -212,21 +290,67 @@ async def _by(time: float, lookup: Awaitable[_T]) -> _T:
         raise TemporarilyUnavailable from error
 
 
-def _check_origin(headers: _Headers, host: str) -> None:
-    """A browser says where a request comes from; a page of this very host may call, no other may."""
-    if not headers.count(b"origin"):
-        return
-    origin = (headers.only(b"origin") or "").lower()
-    if origin not in (f"http://{host}", f"https://{host}"):
-        raise Refusal(403, "Pages of other origins may not call this server.")
+def _to_page(send: Send, origin: str | None) -> Send:
+    """A `send` whose answers the page of this origin may read; None: no page, or none that may."""
+    fields = [(b"vary", b"Origin")]
+    if origin is not None:
+        fields.append((b"access-control-allow-origin", origin.encode("latin-1")))
+        fields.append((b"access-control-expose-headers", _EXPOSED_HEADERS))
+
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *fields]}
+        await send(message)
+
+    return sent
+
+
+async def _allow(send: Send, headers: _Headers) -> None:
+    """The answer to a page's browser that asks what the page may send."""
+    asked_for = headers.listed(b"access-control-request-headers")
+    parameters = [name for name in asked_for if _PARAMETER_HEADER.fullmatch(name)]
+    fields = [
+        (b"access-control-allow-methods", b"POST"),
+        (b"access-control-allow-headers", ", ".join([_REQUEST_HEADERS, *parameters]).encode()),
+        (b"access-control-max-age", str(_PREFLIGHT_SECONDS).encode()),
+        (b"vary", b"Access-Control-Request-Headers"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": fields})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _check_forms(headers: _Headers) -> None:
+    """What is sent is JSON as it is, and JSON is taken for an answer."""
+    if headers.listed(b"content-encoding") not in ([], ["identity"]):
+        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", (b"accept-encoding", b"identity"))
+    content_type = headers.only(b"content-type") or ""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "Send the body with 'Content-Type: application/json'.")
+    is_taken: dict[str, bool] = {}
+    for accepted in headers.listed(b"accept"):
+        form, *parameters = (part.strip() for part in accepted.split(";"))
+        is_taken[form] = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    # The closest says it, wherever it stands.
+    closest = next((form for form in ("application/json", "application/*", "*/*") if form in is_taken), None)
+    if is_taken and (closest is None or not is_taken[closest]):
+        raise Refusal(406, "Answers are JSON: send 'Accept: application/json, text/event-stream'.")
 
 
 async def _read(headers: _Headers, receive: Receive) -> bytes:
     """The whole body.
 
     Raises:
-        Refusal: 413 as soon as it is known to be too long.
+        Refusal: 413 as soon as it is known to be too long, 408 when it does not come to its end.
     """
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await _read_to_end(headers, receive)
+    except TimeoutError as error:
+        problem = f"The body was not there within {_BODY_SECONDS:.0f} s: send it again, at once."
+        raise Refusal(408, problem) from error
+
+
+async def _read_to_end(headers: _Headers, receive: Receive) -> bytes:
     announced = headers.only(b"content-length")
     if announced is not None and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
         raise _too_long()
@@ -253,22 +377,30 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _message(body: bytes) -> dict[str, Any] | None:
-    """The JSON-RPC message that a body is; None for anything else, batches included, which the gate refuses.
+def _check_revision(headers: _Headers, message: dict[str, Any]) -> None:
+    """MCP 2026-07-28, Streamable HTTP, "Protocol Version Header" and "Server Validation".
 
-    The protocol layer has two readers, one for each era. Neither takes what this one refuses, and what it refuses
-    never gets to them.
+    A header that disagrees with a body of the newest era is the SDK's to refuse. One of the handshake era wins over the
+    body: there are connectors that send `_meta` of 2026-07-28 with it. Without a header it is 2025-03-26.
     """
-    try:
-        decoded = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return decoded if isinstance(decoded, dict) and isinstance(decoded.get("method"), str) else None
-
-
-def _request_id(message: dict[str, Any] | None) -> str | int | None:
-    id = message.get("id") if message is not None else None
-    return id if isinstance(id, str | int) and not isinstance(id, bool) else None
+    count = headers.count(b"mcp-protocol-version")
+    if not count:
+        return
+    version = headers.only(b"mcp-protocol-version")
+    if version is None:
+        raise _unclear("A request has one MCP-Protocol-Version header.")
+    if version in MODERN_PROTOCOL_VERSIONS and not all(value.isascii() for value in headers.starting(b"mcp-")):
+        raise _unclear("An Mcp header with letters beyond ASCII is sent in its base64 form.")
+    meta = (message.get("params") or {}).get("_meta")
+    stated = meta.get(PROTOCOL_VERSION_META_KEY) if isinstance(meta, dict) else None
+    if version not in KNOWN_PROTOCOL_VERSIONS and stated in (None, version):
+        raise Refusal(
+            400,
+            "Unsupported protocol version",
+            code=UNSUPPORTED_PROTOCOL_VERSION,
+            # As server/discover lists them: those of the handshake are found out by a handshake.
+            data={"supported": list(MODERN_PROTOCOL_VERSIONS), "requested": version},
+        )
 
 
 def _needs_token(server: Server, message: dict[str, Any] | None) -> bool:
@@ -295,22 +427,28 @@ def _unauthorized(problem: str, *, is_invalid: bool) -> Refusal:
 
 
 def _too_long() -> Refusal:
-    return Refusal(413, f"A request body has at most {MAX_BODY_BYTES:,} bytes.", (b"connection", b"close"))
+    return Refusal(413, f"A request body has at most {MAX_BODY_BYTES:,} bytes.")
 
 
-async def _refuse(receive: Receive, send: Send, refusal: Refusal, id: str | int | None) -> None:
-    said = {"jsonrpc": "2.0", "id": id, "error": {"code": refusal.code, "message": refusal.problem}}
-    body = msgspec.json.encode(said)
+def _unclear(problem: str) -> Refusal:
+    return Refusal(400, problem, code=HEADER_MISMATCH)
+
+
+async def _refuse(receive: Receive, send: Send, refusal: Refusal, request: Request, *, is_unread: bool) -> None:
+    error = {"code": refusal.code, "message": refusal.problem, **({"data": refusal.data} if refusal.data else {})}
+    body = msgspec.json.encode({"jsonrpc": "2.0", "id": request.id, "error": error})
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
         *refusal.headers,
+        *([(b"connection", b"close")] if is_unread else []),
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": refusal.status == 413})
-    if refusal.status == 413:
-        # A connection that is closed on bytes still under way is reset, and the answer lost (RFC 9112 section 9.6).
+    await send({"type": "http.response.body", "body": body, "more_body": is_unread})
+    if is_unread:
+        # A connection that is closed on bytes still under way is reset, and the answer lost (RFC 9112 section 9.6);
+        # one that is kept would take for a request what a client sends late.
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
                 while (await receive()).get("more_body"):

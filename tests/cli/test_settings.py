@@ -29,11 +29,17 @@ def test_every_setting_is_taken_from_its_variable_and_handed_to_a_worker_as_it_i
         "CAIRN_OWNER_DATABASE_URL": "postgres://owner@db/cairn",
         "CAIRN_BASE_DOMAIN": "example.com",
         "CAIRN_DEFAULT_SERVER": "acme",
+        "CAIRN_ALLOWED_ORIGINS": "https://app.example.com, vscode-webview://0a1b",
     }
     assert sorted(given) == sorted(VARIABLES)
     settings = Settings.from_environment(given)
     assert settings == Settings(
-        Path("somewhere/else"), given["CAIRN_DATABASE_URL"], given["CAIRN_OWNER_DATABASE_URL"], "example.com", "acme"
+        Path("somewhere/else"),
+        given["CAIRN_DATABASE_URL"],
+        given["CAIRN_OWNER_DATABASE_URL"],
+        "example.com",
+        "acme",
+        given["CAIRN_ALLOWED_ORIGINS"],
     )
     assert settings.environment() == given
     assert Settings.from_environment(settings.environment()) == settings
@@ -42,6 +48,14 @@ def test_every_setting_is_taken_from_its_variable_and_handed_to_a_worker_as_it_i
 def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_environment(dict.fromkeys(VARIABLES, "")) == Settings.from_environment({}) == Settings()
     assert Settings.from_environment(Settings().environment()) == Settings()
+
+
+def test_origins_are_told_apart_by_blanks_and_commas() -> None:
+    for written in ("https://a.example,HTTPS://B.example:8443", " https://a.example\n\t, ,https://b.example:8443 ,"):
+        settings = Settings.from_environment({"CAIRN_ALLOWED_ORIGINS": written})
+        assert settings.origins() == {"https://a.example", "https://b.example:8443"}
+    assert Settings.from_environment({"CAIRN_ALLOWED_ORIGINS": "*"}).origins() == {"*"}
+    assert Settings().origins() == frozenset()
 
 
 def test_what_the_command_line_says_wins_over_the_variable() -> None:
@@ -58,6 +72,10 @@ def test_what_the_command_line_says_wins_over_the_variable() -> None:
         ("CAIRN_DEFAULT_SERVER", "Not A Slug"),
         ("CAIRN_BASE_DOMAIN", "https://example.com"),
         ("CAIRN_BASE_DOMAIN", "exa mple"),
+        ("CAIRN_ALLOWED_ORIGINS", "app.example.com"),
+        ("CAIRN_ALLOWED_ORIGINS", "https://app.example.com/"),
+        ("CAIRN_ALLOWED_ORIGINS", "https://*.example.com"),
+        ("CAIRN_ALLOWED_ORIGINS", "https://app.example.com null"),
     ],
 )
 @pytest.mark.promise("cli.one-line-errors")

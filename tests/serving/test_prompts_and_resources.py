@@ -162,7 +162,6 @@ async def test_the_current_step_and_each_completed_one_are_resources_and_no_late
         for _ in range(2):
             told = await me.call("next_walkthrough_step", completed_step=told["step"]["handle"])
         resources = (await me.client.list_resources()).resources
-        third = "step 3 of 4, the current one"
         assert [(each.uri, each.title, each.description) for each in resources] == [
             (
                 _step_uri("current"),
