@@ -41,8 +41,8 @@ async def record(log: CallLog, call: ToolCall) -> None:
 
 
 async def stored_calls(connection: asyncpg.Connection) -> list[ToolCall]:
-    """Every call in the table, by id."""
-    rows = await connection.fetch("select * from tool_calls order by id")
+    """Every call in the table, in the order of their ids as these were counted: `call_9` is before `call_11`."""
+    rows = await connection.fetch("select * from tool_calls order by length(id), id")
     return [_call(dict(row)) for row in rows]
 
 

@@ -52,9 +52,10 @@ from domain.tenancy import key
 from domain.walkthrough import MAX_STEPS, Delivery, Manuscript, StepText, WalkthroughType, title
 
 WALKTHROUGH_FILE = "walkthrough.yaml"
-# Far above any honest file, and small enough that the slowest input there is takes no more than seconds.
+# Far above any honest file (a step is delivered twice over, and 40,000 bytes are a result), and small enough that the
+# slowest input there is takes about a second.
 MAX_WALKTHROUGH_BYTES = 64 * 1024
-MAX_STEP_BYTES = 256 * 1024
+MAX_STEP_BYTES = 64 * 1024
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")

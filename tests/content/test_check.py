@@ -147,6 +147,7 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
 ]
 
 
+@pytest.mark.promise("content.check")
 @pytest.mark.parametrize(("text", "expected"), FAULTY)
 def test_a_faulty_text_is_refused_at_its_line(text: str, expected: list[tuple[int, str]]) -> None:
     assert [(fault.line, fault.rule.value) for fault in faults_of_markdown(text)] == expected
@@ -373,6 +374,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.promise("content.check")
 @pytest.mark.parametrize("publish", [None, PublishPolicy.KEEP])
 async def test_a_manuscript_from_anywhere_is_refused_by_the_same_check_and_nothing_is_stored(
     world: World, publish: PublishPolicy | None
