@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check simulate clean
+.PHONY: run install test check simulate fuzz mutations clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -25,6 +25,15 @@ check: .venv/installed-dev
 # Misbehaving assistants against a real service: N persons, each by its own seed. CAIRN_SIMULATION_SEED takes one alone.
 simulate: .venv/installed-dev
 	CAIRN_SIMULATIONS=$(or $(N),1000) $(BIN)/python -m pytest tests/simulation -s --timeout 0
+
+# Bad requests against a real service, and bad folders: N of each, or for SECONDS each. SEED makes a run again.
+fuzz: .venv/installed-dev
+	CAIRN_FUZZ_EXAMPLES=$(or $(N),$(if $(SECONDS),,10000)) CAIRN_FUZZ_SECONDS=$(SECONDS) CAIRN_FUZZ_SEED=$(SEED) \
+	  $(BIN)/python -m pytest tests/fuzz -s --timeout 0
+
+# The recorded breaks, each made in a copy: the tests must see all of them. ONLY takes those whose names begin so.
+mutations: .venv/installed-dev
+	$(BIN)/python -m tests.mutations.run "$(ONLY)"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
