@@ -119,7 +119,7 @@ def test_a_call_is_stored_once_however_often_it_is_recorded(logged: Logged, runn
     runner.run(recorded())
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 def test_a_call_of_a_server_that_is_gone_is_refused_and_no_other_with_it(
     logged: Logged, runner: asyncio.Runner
 ) -> None:

@@ -130,7 +130,7 @@ async def test_while_the_database_is_frozen_no_call_hangs_and_none_is_done_twice
         assert (told["step"]["key"], told["progress"]["completed_steps"]) == ("two", 1)
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:

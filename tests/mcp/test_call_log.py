@@ -155,7 +155,7 @@ async def _standing(world: World, caller: Caller) -> int | None:
     return standing.progress.revision if standing.progress else None
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 async def test_no_tool_is_run_where_its_call_finds_no_place_in_the_log() -> None:
     memory = fakes.Memory()
     world = in_memory(memory)
@@ -171,7 +171,7 @@ async def test_no_tool_is_run_where_its_call_finds_no_place_in_the_log() -> None
     assert [call.outcome for call in memory.calls.values()] == ["error", "started"]
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 async def test_a_row_that_is_late_leaves_the_call_unanswered_and_is_written_before_the_service_ends() -> None:
     memory = fakes.Memory()
     world = in_memory(memory)
@@ -199,7 +199,7 @@ async def test_a_call_whose_client_goes_away_is_recorded() -> None:
     assert [call.outcome for call in memory.calls.values()] == ["started"]
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 async def test_an_advance_whose_row_cannot_be_stored_is_told_as_repeated_by_the_next_try() -> None:
     class RefusingLog(fakes.MemoryCallLog):
         refuses = False

@@ -158,7 +158,7 @@ async def test_duplicates_within_a_batch_are_stored_once(
 # ------------------------------------------------------------------------------------ rows that are refused
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 @pytest.mark.parametrize(
     "poison",
     [
@@ -182,7 +182,7 @@ async def test_a_row_that_cannot_be_stored_fails_alone(
     assert counted.statements - before == 1  # together again
 
 
-@pytest.mark.promise("unavailable.log")
+@pytest.mark.promise("calls.logged")
 async def test_calls_of_an_organisation_that_is_deleted_are_refused_and_no_others(
     counted: CountingDatabase, here: Caller, elsewhere: Caller, owner: asyncpg.Connection
 ) -> None:
