@@ -15,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 from domain.errors import OperatorError
 from entrypoints.container import Storage
 from entrypoints.http.app import application
+from entrypoints.http.connections import PunctualProtocol
 from entrypoints.logs import configure_logs
 from entrypoints.settings import Settings
 
@@ -65,6 +66,7 @@ def serve_until_stopped(
     options = {
         # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
         "loop": "uvloop",
+        "http": PunctualProtocol,
         "timeout_graceful_shutdown": _GRACE_SECONDS,
         "log_config": None,
         "access_log": False,

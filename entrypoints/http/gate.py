@@ -135,6 +135,11 @@ class Gate:
                 code=INVALID_REQUEST,
             )
         host = self._host(headers)
+        # A request to a proxy names the host here too, and is to be taken (RFC 9112 section 3.2.2).
+        absolute = re.fullmatch(r"(?i:https?)://([^/]*)(/.*)?", scope["path"])
+        if absolute and absolute[1].lower() == host:
+            scope["path"] = absolute[2] or "/"
+            scope["raw_path"] = scope["path"].encode()
         server: Server | None = None
         with suppress(TemporarilyUnavailable):
             server = await self._server_at(host, asyncio.get_running_loop().time() + _LOOKUP_SECONDS)

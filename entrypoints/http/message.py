@@ -17,6 +17,10 @@ from mcp_types import INVALID_REQUEST, PARSE_ERROR
 
 # Of arrays and objects in each other. The reader of the handshake era ends there.
 _MAX_DEPTH = 200
+# Of arrays and objects in all. To read them holds up everybody whom this process serves: half a million, which fit into
+# a body, take seconds, and these take some 20 ms. A call has a dozen, and its note may be of brackets alone.
+_MAX_CONTAINERS = 4_000
+_MAX_ID_CHARS = 1_000  # each answer repeats it
 _REFUSED = -32003  # MCP leaves -32000 to -32019 to servers; the HTTP status says which refusal it is
 
 # An escaped half of a surrogate pair, where every backslash begins an escape.
@@ -70,6 +74,9 @@ def message_of(text: str, request: Request) -> dict[str, Any]:
     Raises:
         Refusal: for anything else.
     """
+    containers = text.count("[") + text.count("{")
+    if containers > _MAX_CONTAINERS:
+        raise _no_message(f"A body has at most {_MAX_CONTAINERS:,} arrays and objects.")
     try:
         decoded = _READER.decode(text)
     except RecursionError as error:
@@ -87,8 +94,10 @@ def message_of(text: str, request: Request) -> dict[str, Any]:
         id = decoded["id"]
         if not isinstance(id, str | int) or isinstance(id, bool):
             raise _no_message("The id of a request is a string or an integer.")
+        if isinstance(id, str) and len(id) > _MAX_ID_CHARS:
+            raise _no_message(f"The id of a request has at most {_MAX_ID_CHARS:,} characters.")
         request.id = id
-    if text.count("[") + text.count("{") > _MAX_DEPTH and _is_too_deep(decoded):
+    if containers > _MAX_DEPTH and _is_too_deep(decoded):
         raise _too_deep()
     if decoded.get("jsonrpc") != "2.0":
         raise _no_message('A message says "jsonrpc": "2.0".')

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from entrypoints.http.connections import PunctualProtocol
 from tests.serving.conftest import Tenant, call
 from tests.serving.raw import (
     FORMS,
@@ -39,6 +45,62 @@ def _headers(tenant: Tenant, token: str | None = None, *headers: str) -> tuple[s
 def _shown(reply: Reply) -> tuple[int, str]:
     """The status of an answer, and the key of the step it shows."""
     return reply.status, reply.json["result"]["structuredContent"]["step"]["key"]
+
+
+# ----------------------------------------------------------------------------------------------------- heads
+
+
+class _Impatient(PunctualProtocol):
+    head_seconds = 0.2
+
+
+async def _echo(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@asynccontextmanager
+async def _impatient() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server that waits a fifth of a second for the head of a request."""
+    config = uvicorn.Config(_echo, http=_Impatient, lifespan="off", log_config=None, timeout_keep_alive=30)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Impatient(config, state, {}), host="127.0.0.1", port=0
+    )
+    try:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.promise("gate.request")
+@pytest.mark.parametrize("begun", [b"", b"POST /mcp HTTP/1.1\r\nHost: x", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_connection_that_does_not_get_past_a_request_s_head_is_ended(begun: bytes) -> None:
+    async with asyncio.timeout(10), _impatient() as (reader, writer):
+        # Also after a request that was answered, and however often a little more comes.
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
+        writer.write(begun or b"G")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+    async with asyncio.timeout(10), _impatient() as (reader, writer):
+        writer.write(begun)
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_request_whose_head_was_there_in_time_takes_the_time_that_it_takes() -> None:
+    async with asyncio.timeout(10), _impatient() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3 * _Impatient.head_seconds):
+                await reader.read()
+        writer.write(b"{}")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
 
 
 # ------------------------------------------------------------------------------------------ lengths and chunks
@@ -261,8 +323,9 @@ async def test_methods_other_than_post_are_refused_each_in_its_own_way(
 async def test_only_the_path_itself_is_a_target(tenant: Tenant, owner: asyncpg.Connection) -> None:
     token = await tenant.token()
     for path, method in (
-        (f"http://{tenant.host}/mcp", "POST"),  # for proxies: to a server comes the path (RFC 9112 section 3.2)
-        ("http://nobody.localhost/mcp", "POST"),
+        (f"http://{tenant.host}/", "POST"),
+        ("http://nobody.localhost/mcp", "POST"),  # another host than the Host header's
+        (f"http://{tenant.host}@nobody.localhost/mcp", "POST"),
         ("*", "OPTIONS"),
         ("/mcp/../mcp", "POST"),
         ("/" + "x" * 50_000, "POST"),
@@ -274,6 +337,9 @@ async def test_only_the_path_itself_is_a_target(tenant: Tenant, owner: asyncpg.C
     await assert_no_tool_was_reached(owner)
     reply = await only(tenant.service, request(*_headers(tenant), path="/mcp?" + "x" * 50_000))
     assert reply.fault == (200, None, 1)
+    # As to a proxy, which a server takes as well (RFC 9112 section 3.2.2).
+    for path in (f"http://{tenant.host}/mcp", f"HTTPS://{tenant.host.upper()}/mcp?x"):
+        assert (await only(tenant.service, request(*_headers(tenant), path=path))).fault == (200, None, 1)
 
 
 async def test_what_is_no_http_at_all_is_answered_400_and_closed(tenant: Tenant, owner: asyncpg.Connection) -> None:

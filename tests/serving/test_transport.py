@@ -9,11 +9,13 @@ import base64
 import codecs
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
 import pytest
 
+from domain.walkthrough import MAX_RESULT_BYTES, PublishPolicy
 from tests.serving.conftest import Tenant, call
 from tests.serving.raw import (
     FORMS,
@@ -26,6 +28,7 @@ from tests.serving.raw import (
     only,
     request,
 )
+from tests.worlds import manuscript
 
 _HANDSHAKE = "2025-11-25"
 _ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -68,6 +71,7 @@ _ENVELOPES: dict[str, tuple[dict[str, Any], Any]] = {
     "an id beyond floats": ({"id": float("1e300")}, None),
     "a true id": ({"id": True}, None),
     "a list for an id": ({"id": [7]}, None),
+    "an id of 1,001 characters": ({"id": "x" * 1_001}, None),
     "an object for an id": ({"id": {"id": 7}}, None),
     "no id": ({"id": _ABSENT}, None),
     "another JSON-RPC": ({"jsonrpc": "1.0"}, 7),
@@ -124,7 +128,7 @@ async def test_an_id_comes_back_as_it_was_sent(tenant: Tenant, era: str) -> None
         "",
         " ",
         "7",
-        "x" * 100_000,
+        "x" * 1_000,
         "\x00",
         "é😀",
     ):
@@ -280,6 +284,10 @@ _TOO_DEEP: dict[str, tuple[Callable[[str], bytes], int | None]] = {
     "2,000 objects": (_nested('{"a":', "}", 2_000), None),
     "100,000 objects": (_nested('{"a":', "}", 100_000), None),
     "500,000 lists": (_nested("[", "]", 500_000), None),
+    "4,000 lists beside each other": (
+        lambda text: text.replace('"arguments": {', '"arguments": {"x": [' + "[]," * 3_999 + "[]], ", 1).encode(),
+        None,
+    ),
     "nothing but a million beginnings": (lambda text: b"[" * 1_000_000, None),
     "in the metadata": (
         lambda text: text.replace('"params": {', '"params": {"_meta": ' + "[" * 250 + "]" * 250 + ", ", 1).encode(),
@@ -309,6 +317,25 @@ async def test_a_body_that_is_not_one_json_text_with_one_meaning_is_refused(
             reply = await _answer(tenant, odd(text), *headers, token=token)
             assert reply.fault == (400, _INVALID_REQUEST, id), oddity
     await assert_no_tool_was_reached(owner)
+
+
+@_ERAS
+@pytest.mark.promise("tools.size-limit")
+async def test_a_step_takes_no_more_on_the_wire_than_promised_whatever_its_script(tenant: Tenant, era: str) -> None:
+    content = ("Установите 😀 " * 580).strip()
+    steps = (replace(step, content=content) for step in manuscript("one").steps)
+    await tenant.world.authoring.push(
+        tenant.organization,
+        replace(manuscript("one"), steps=tuple(steps)),
+        publish=PublishPolicy.KEEP,
+        servers=[(tenant.server.slug, None)],
+    )
+    message, headers = _in_era(era, _SELECT)
+    reply = await _answer(tenant, message, *headers, token=await tenant.token())
+    assert reply.json["result"]["structuredContent"]["step"]["content"] == content
+    assert 2 * len(content.encode()) < len(reply.body) <= MAX_RESULT_BYTES
+    assert reply.headers["content-length"] == str(len(reply.body))
+    assert b"\\u0" not in reply.body
 
 
 @_ERAS

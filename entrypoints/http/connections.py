@@ -1,0 +1,48 @@
+"""Connections, and how long one may take to say what it wants."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class PunctualProtocol(H11Protocol):
+    """HTTP/1.1 that ends a connection whose next request has begun, or is to begin it, and does not get past its head.
+
+    Without an end, a few connections that send nothing more take every place there is. How long a body may take is the
+    gate's to say, and how long a connection may rest between requests is uvicorn's.
+    """
+
+    head_seconds: ClassVar[float] = 10.0  # the slowest line has it there in one
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._cancel()
+        elif self._due is None:
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._due = self.loop.call_later(self.head_seconds, self._give_up)
+
+    def _cancel(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            # RFC 9110 section 15.5.9
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
