@@ -50,11 +50,11 @@ async def got(learning: Learning, caller: Caller, name: str, walkthrough: str | 
         standing = await learning.find(caller, reference)
     except WalkthroughNotFound as error:
         raise MCPError(code=types.INVALID_PARAMS, message=rendering.tool_error(error)) from error
-    title = standing.shown.title
     return _said(
-        f"Take {title}",
-        f'Take me through the walkthrough "{title}": call select_walkthrough with walkthrough="{standing.key}", '
-        "present the one step that it returns, and end your turn. Go on only when I say that the step is done.",
+        _title(standing.shown.title),
+        # By its key alone: a title is its author's, and this is the user's own voice.
+        f'Take me through a walkthrough: call select_walkthrough with walkthrough="{standing.key}", present the one '
+        "step that it returns, and end your turn. Go on only when I say that the step is done.",
     )
 
 
@@ -99,10 +99,14 @@ def _take(entry: Entry) -> types.Prompt:
     shown = entry.standing.shown
     return types.Prompt(
         name=_TAKE + entry.standing.key,
-        title=f"Take {shown.title}",
+        title=_title(shown.title),
         description=rendering.cut(shown.description, _MAX_DESCRIPTION_CHARS),
         icons=ICONS,
     )
+
+
+def _title(title: str) -> str:
+    return title if title.lower().startswith("take ") else f"Take {title}"
 
 
 def _said(description: str, text: str) -> types.GetPromptResult:

@@ -97,6 +97,14 @@ def lesson(it: Lesson) -> tuple[LessonResult, str]:
     return result, _lesson_text(result)
 
 
+def reading(it: Lesson) -> str:
+    """A step as a resource, which people open themselves: without what is for the assistant alone."""
+    result, _ = lesson(it)
+    if result.step is not None:
+        result.step.assistant_notes = result.step.workspace_actions = None
+    return _lesson_text(result)
+
+
 def _what_now(it: Lesson, result: LessonResult) -> str:
     lines = []
     reference, step = result.walkthrough.id, result.step
@@ -248,7 +256,8 @@ def _list_text(result: WalkthroughList) -> str:
     for number, row in enumerate(result.walkthroughs, start=1):
         lines.append(f"{number}. {_headline(row)}")
         if row.description:
-            lines.append("   " + row.description.replace("\n", "\n   "))
+            # On one line: a line of its author's could look like a row.
+            lines.append("   " + " ".join(row.description.split()))
     return "\n".join(lines)
 
 

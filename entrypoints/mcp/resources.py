@@ -49,7 +49,7 @@ async def listed(learning: Learning, caller: Caller, cursor: str | None) -> type
 
 
 async def read(learning: Learning, caller: Caller, uri: str, protocol_version: str) -> types.ReadResourceResult:
-    """One step, as `review_walkthrough_step` would show it.
+    """One step, as `review_walkthrough_step` shows it, but for what is the assistant's alone.
 
     Raises:
         MCPError: there is no such step for this caller, with what there is.
@@ -62,8 +62,8 @@ async def read(learning: Learning, caller: Caller, uri: str, protocol_version: s
         lesson = await learning.review(caller, walkthrough, None if step == _CURRENT else int(step))
     except (WalkthroughNotFound, WalkthroughNotStarted, StepNotReached) as error:
         raise _not_found(uri, rendering.tool_error(error), protocol_version) from error
-    _, text = rendering.lesson(lesson)
-    return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, mime_type=_MEDIA_TYPE, text=text)])
+    contents = types.TextResourceContents(uri=uri, mime_type=_MEDIA_TYPE, text=rendering.reading(lesson))
+    return types.ReadResourceResult(contents=[contents])
 
 
 async def completed(

@@ -7,6 +7,7 @@ session here: state travels as handles in tool arguments, so any process can ans
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,7 @@ from domain.tenancy import Caller, CallId
 from domain.tenancy import Server as Tenant
 from entrypoints.mcp import prompts, rendering, resources
 from entrypoints.mcp.icons import ICONS
+from entrypoints.mcp.paging import page
 from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
 
@@ -126,12 +128,13 @@ class McpEndpoint:
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, past the gate."""
-        await self._manager.handle_request(scope, receive, send)  # type: ignore[arg-type]  # Litestar's ASGI types
+        await self._manager.handle_request(scope, receive, _in_utf8(send))  # type: ignore[arg-type]  # Litestar's types
 
     async def _list_tools(
         self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=self._tools)
+        tools, _ = page(self._tools, params.cursor if params else None, lambda tool: tool.name)
+        return types.ListToolsResult(tools=tools)
 
     async def _call_tool(
         self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
@@ -314,10 +317,37 @@ def _arrival(ctx: ServerRequestContext[Any, Any]) -> Arrival:
     return arrival
 
 
+def _in_utf8(send: Send) -> Send:
+    """A `send` for answers that are one JSON body each, which writes letters as letters.
+
+    For 2026-07-28 the SDK escapes all that is not ASCII, and a step in Cyrillic would take three times its size.
+    """
+    started: Any = None
+
+    async def sent(message: Any) -> None:
+        nonlocal started
+        if message["type"] == "http.response.start":
+            started = message  # until its length is known
+            return
+        if started is not None:
+            body = message.get("body", b"")
+            if b"\\u" in body and not message.get("more_body"):
+                body = json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
+                message = {**message, "body": body}
+                others = [(name, value) for name, value in started["headers"] if name.lower() != b"content-length"]
+                started = {**started, "headers": [*others, (b"content-length", str(len(body)).encode())]}
+            await send(started)
+            started = None
+        await send(message)
+
+    return sent
+
+
 async def _list_resource_templates(
     context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
 ) -> types.ListResourceTemplatesResult:
-    return types.ListResourceTemplatesResult(resource_templates=[resources.STEP])
+    templates, _ = page([resources.STEP], params.cursor if params else None, lambda template: template.name)
+    return types.ListResourceTemplatesResult(resource_templates=templates)
 
 
 async def _introduce(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:

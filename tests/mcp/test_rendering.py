@@ -269,6 +269,11 @@ def test_a_short_list_keeps_its_descriptions_whole() -> None:
     assert text.count("d" * MAX_DESCRIPTION_CHARS) == 3
 
 
+def test_no_line_of_a_description_looks_like_a_row_of_the_list() -> None:
+    _, text = rendering.walkthrough_list(entries(1, title="One", description="First.\n3. Fake (key: x)", is_begun=False))
+    assert text.splitlines()[-1] == "   First. 3. Fake (key: x)"
+
+
 def test_empty_lists_say_what_to_do() -> None:
     assert "Tell the user" in rendering.walkthrough_list([])[1]
     assert "list_walkthroughs" in rendering.status_list([])[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -14,9 +15,11 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from adapters.postgres.connections import Database
+from domain.walkthrough import PublishPolicy
 from entrypoints.mcp.paging import PAGE_SIZE
 from tests.processes import Serving, text_of
 from tests.serving.conftest import Tenant, make_tenant, moves
+from tests.worlds import manuscript
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _STEP = "cairn://walkthroughs/{walkthrough}/steps/{step}"
@@ -51,13 +54,13 @@ def _said(result: types.GetPromptResult) -> str:
 @pytest.mark.promise("prompts-and-resources")
 async def test_each_walkthrough_that_can_be_taken_is_a_prompt_in_display_order(tenant: Tenant, era: str) -> None:
     await tenant.publish("one", key="zebra", title="Stripes")
-    await tenant.publish("one", key="ant", title="Colonies")
+    await tenant.publish("one", key="ant", title="Take colonies apart")
     async with tenant.learner(None, era=era) as visitor:
         prompts = (await visitor.client.list_prompts()).prompts
     assert [(each.name, each.title, each.description) for each in prompts] == [
         ("take_walkthrough", "Take a walkthrough", "Starts a walkthrough, or resumes it where you left off."),
         ("take-zebra", "Take Stripes", "Shows around."),
-        ("take-ant", "Take Colonies", "Shows around."),
+        ("take-ant", "Take colonies apart", "Shows around."),
     ]
     (argument,) = prompts[0].arguments or ()
     assert (argument.name, argument.required) == ("walkthrough", False)
@@ -74,7 +77,6 @@ async def test_a_prompt_asks_for_its_walkthrough_and_moves_nothing(
         get = visitor.client.get_prompt
         said = _said(await get("take-tour"))
         assert 'select_walkthrough with walkthrough="tour"' in said
-        assert "The grand tour" in said
         assert "end your turn" in said
         for reference in ("tour", " The Grand Tour "):
             assert _said(await get("take_walkthrough", {"walkthrough": reference})) == said
@@ -117,7 +119,7 @@ async def test_a_hidden_walkthrough_is_a_prompt_for_nobody_and_is_found_by_those
         await owner.execute("update mcp_server_walkthroughs set is_enabled = false")
         for someone in (me, bob):
             assert [each.name for each in (await someone.client.list_prompts()).prompts] == ["take_walkthrough"]
-        assert "Secret plans" in _said(await me.client.get_prompt("take-tour"))
+        assert 'walkthrough="tour"' in _said(await me.client.get_prompt("take-tour"))
         code, message, _ = await _fault(bob.client.get_prompt("take-tour"))
         assert code == -32602
         assert "Secret" not in message
@@ -203,6 +205,26 @@ async def test_a_resource_reads_as_the_review_of_its_step_and_moves_nothing(
                 assert content.text == reviewed[expected]
                 assert told["step"]["handle"] not in content.text
         assert await moves(owner) == before
+
+
+@pytest.mark.promise("prompts-and-resources")
+async def test_a_resource_leaves_out_what_is_for_the_assistant_alone(tenant: Tenant, era: str) -> None:
+    (plain,) = manuscript("one").steps
+    step = replace(plain, assistant_notes="For you alone.", workspace_actions="`rm -r build`", done_when="It is green.")
+    await tenant.world.authoring.push(
+        tenant.organization,
+        replace(manuscript("one"), steps=(step,)),
+        publish=PublishPolicy.KEEP,
+        servers=[(tenant.server.slug, None)],
+    )
+    async with tenant.learner(era=era) as me:
+        await me.call("select_walkthrough", walkthrough="tour")
+        (content,) = (await me.client.read_resource(_step_uri("current"))).contents
+        assert isinstance(content, types.TextResourceContents)
+        assert "Do one." in content.text
+        assert "It is green." in content.text
+        assert "For you alone." not in content.text
+        assert "rm -r" not in content.text
 
 
 async def test_the_current_step_of_a_completed_walkthrough_says_that_it_is_completed(tenant: Tenant, era: str) -> None:
@@ -357,7 +379,13 @@ async def test_a_long_list_comes_in_pages_that_together_hold_everything_once(ten
         assert names == ["take_walkthrough", *(f"take-{key}" for key in keys)]
         assert len(first.prompts) == PAGE_SIZE
         for cursor in ("", "x", base64.urlsafe_b64encode(b"take-gone").decode()):
-            for asked in (me.client.list_prompts(cursor=cursor), me.client.list_resources(cursor=cursor)):
+            for list_them in (
+                me.client.list_prompts,
+                me.client.list_resources,
+                me.client.list_resource_templates,
+                me.client.list_tools,
+            ):
+                asked = list_them(cursor=cursor)
                 code, message, _ = await _fault(asked)
                 assert (code, message) == (-32602, "This cursor is not valid: list again without one.")
 
