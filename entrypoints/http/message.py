@@ -20,7 +20,9 @@ _MAX_DEPTH = 200
 # Of arrays and objects in all. To read them holds up everybody whom this process serves: half a million, which fit into
 # a body, take seconds, and these take some 20 ms. A call has a dozen, and its note may be of brackets alone.
 _MAX_CONTAINERS = 4_000
-_MAX_ID_CHARS = 1_000  # each answer repeats it
+# Answers repeat them.
+_MAX_ID_CHARS = 1_000
+_MAX_METHOD_CHARS = 100
 _REFUSED = -32003  # MCP leaves -32000 to -32019 to servers; the HTTP status says which refusal it is
 
 # An escaped half of a surrogate pair, where every backslash begins an escape.
@@ -104,6 +106,8 @@ def message_of(text: str, request: Request) -> dict[str, Any]:
     method, params = decoded.get("method"), decoded.get("params")
     if not isinstance(method, str):
         raise _no_message("A request body is one JSON-RPC request or notification.")
+    if len(method) > _MAX_METHOD_CHARS:
+        raise _no_message(f"The name of a method has at most {_MAX_METHOD_CHARS} characters.")
     if params is not None and not isinstance(params, dict):
         raise _no_message("The params of a message are an object.")
     if not is_request and not method.startswith("notifications/"):

@@ -79,6 +79,7 @@ _ENVELOPES: dict[str, tuple[dict[str, Any], Any]] = {
     "a null JSON-RPC": ({"jsonrpc": None}, 7),
     "no JSON-RPC": ({"jsonrpc": _ABSENT}, 7),
     "a number for a method": ({"method": 5}, 7),
+    "a method of 101 characters": ({"method": "x" * 101}, 7),
     "a null method": ({"method": None}, 7),
     "no method": ({"method": _ABSENT}, 7),
     "params in a list": ({"params": ["select_walkthrough", {"walkthrough": "tour"}]}, 7),
