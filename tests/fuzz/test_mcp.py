@@ -345,13 +345,18 @@ def _judge_answer(request: Request, answer: Answer) -> None:
         return
     assert answer.status == 200
     asked = _message(request)
-    assert decoded["id"] == asked["id"]
+    assert decoded["id"] == _sendable(asked["id"])
     if asked["method"] == "tools/call":
         result = decoded["result"]
         (content,) = result["content"]
         assert content["type"] == "text"
         assert result.get("isError", False) is ("structuredContent" not in result)
         assert len(answer.body) <= 40_000
+
+
+def _sendable(id: str | int) -> str | int:
+    """An id as it can be sent back: of half a surrogate pair, U+FFFD."""
+    return id.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(id, str) else id
 
 
 def _message(request: Request) -> dict[str, Any]:
