@@ -34,7 +34,16 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
 from markdown_it.utils import EnvType
 
-from adapters.content.check import TOO_DEEP, faults_of_description, faults_of_markdown, faults_of_title, unclosed
+from adapters.content.check import (
+    NOTHING_TO_READ,
+    TOO_DEEP,
+    faults_of_description,
+    faults_of_markdown,
+    faults_of_title,
+    is_markup,
+    shows_nothing,
+    unclosed,
+)
 from adapters.content.fields import Fields, read_fields
 from adapters.content.findings import Fault, Findings, Rule, printable
 from adapters.content.markdown import (
@@ -170,8 +179,9 @@ def _step(root: Path, source: _Source, keys: dict[str, str]) -> StepText | None:
     lines = text.split("\n")
     fields = _take_front_matter(source, lines)
     body = _body(source, lines)
-    if not body.content.text:
-        source.reject(1, Rule.STEP_EMPTY, "write what the user is to read, outside of any ::: block")
+    is_empty = shows_nothing(body.content.text)
+    if is_empty:
+        source.reject(1, Rule.STEP_EMPTY, NOTHING_TO_READ)
 
     own_key = _value(fields, "key")
     if "key" not in fields:
@@ -193,14 +203,14 @@ def _step(root: Path, source: _Source, keys: dict[str, str]) -> StepText | None:
         title_line, heading = body.heading
         hint = "; shorten the heading, or set `title:` in the front matter"
         own_title = source.checked(title_line, Rule.TITLE_FROM_HEADING, title, heading, hint)
-    elif "title" not in fields and body.content.text:
+    elif "title" not in fields and not is_empty:
         remedy = "begin with a heading such as `# Install the client`, or set `title:` in the front matter"
         source.reject(1, Rule.TITLE_MISSING, remedy)
     if own_title is not None:
         # What is wrong with a heading was mostly told already, as content.
         untold = [fault for fault in faults_of_title(own_title) if (title_line, fault.rule) not in told]
         source.take_at(title_line, untold)
-    if not body.content.text:
+    if is_empty:
         return None
 
     def step(content: str) -> StepText:
@@ -297,6 +307,7 @@ def _take_front_matter(source: _Source, lines: list[str]) -> Fields:
     first = next((number for number, line in enumerate(lines) if line.strip(" \t")), 0)
     opening = next(rules, None)
     if opening is None or opening != first:
+        _reject_other_front_matter(source, lines)
         return {}
     closing = next(rules, None)
     if closing is None:
@@ -309,7 +320,22 @@ def _take_front_matter(source: _Source, lines: list[str]) -> Fields:
         remedy = "remove the two `---` lines, or give a field such as `title:` between them"
         source.reject(opening + 1, Rule.FRONT_MATTER_EMPTY, remedy)
     lines[: closing + 1] = [""] * (closing + 1)
+    _reject_other_front_matter(source, lines)
     return fields
+
+
+def _reject_other_front_matter(source: _Source, lines: Sequence[str]) -> None:
+    """One in TOML, or a second one: the user would read it."""
+    written = [number for number, line in enumerate(lines) if line.strip(" \t")]
+    marks = [lines[number].rstrip(" \t") for number in written]
+    remedy = "put the fields into one front matter at the top, in YAML between two lines `---`"
+    if marks[:1] == ["+++"]:
+        source.reject(written[0] + 1, Rule.FRONT_MATTER_UNKNOWN, remedy)
+    if marks[:1] == ["---"] and "---" in marks[2:]:
+        within = marks[1 : marks.index("---", 2)]
+        # Between two rules across the page there may be prose.
+        if all(re.match(r"[A-Za-z_][\w-]*:(?:\s|$)|[ \t]|- |#", line) for line in within):
+            source.reject(written[0] + 1, Rule.FRONT_MATTER_UNKNOWN, remedy)
 
 
 # -------------------------------------------------------------------------------------------------- Markdown
@@ -427,7 +453,12 @@ def _keep_block(source: _Source, opener: Token, passage: _Passage, blocks: dict[
 def _heading_text(markdown: str, env: EnvType) -> str:
     if len(markdown) > MAX_HEADING_CHARS:
         return markdown  # as it stands it will be refused as a title
-    return " ".join(plain_text(_MARKDOWN.within(markdown, env)).split())
+    # A title is plain text, where code that looks like HTML or a link is told from them by its backticks.
+    tokens = [
+        token.copy(content=f"`{token.content}`") if token.type == "code_inline" and is_markup(token.content) else token
+        for token in _MARKDOWN.within(markdown, env)
+    ]
+    return " ".join(plain_text(tokens).split())
 
 
 def _passage(lines: Sequence[str], start: int, end: int) -> _Passage:

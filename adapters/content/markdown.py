@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, autolink, backtick, html_inline, image, link
@@ -22,7 +22,8 @@ class Markdown(MarkdownIt):
     """The parser. It takes links as they are written, whatever they lead to: the check judges them."""
 
     def __init__(self) -> None:
-        super().__init__("commonmark", {"maxNesting": MAX_NESTING})
+        # A link that is made by reference has the label of its definition in `meta["label"]`.
+        super().__init__("commonmark", {"maxNesting": MAX_NESTING, "store_labels": True})
         for name, rule in {
             "link": link,
             "image": image,
@@ -106,13 +107,16 @@ def plain_text(tokens: Sequence[Token]) -> str:
     return "".join(map(one, tokens))
 
 
-def heading_slugs(headings: Sequence[str]) -> Mapping[str, int]:
-    """The fragments by which GitHub and editors link to these headings (their plain texts)."""
-    slugs: dict[str, int] = {}
+def heading_slugs(headings: Sequence[str]) -> Sequence[str]:
+    """The fragments by which GitHub and editors link to these headings (their plain texts), one for each."""
+    slugs: list[str] = []
+    counts: dict[str, int] = {}
     for heading in headings:
         slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-        count = slugs.get(slug, 0)
-        slugs[slug] = count + 1
+        count = counts.get(slug, 0)
+        counts[slug] = count + 1
         if count:
-            slugs.setdefault(f"{slug}-{count}", 1)
+            slug = f"{slug}-{count}"
+            counts.setdefault(slug, 1)
+        slugs.append(slug)
     return slugs

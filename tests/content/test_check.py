@@ -45,15 +45,39 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("[a <i>b</i>](https://example.com)", [(1, "html-raw")]),
     ("![a <i>b</i>](https://example.com/x.png)", [(1, "html-raw")]),
     ("`code\nspan` then\n<b>", [(3, "html-raw")]),
+    # HTML to browsers alone
+    ("a\n<svg/onload=alert(1)>", [(2, "html-raw")]),
+    ("<img/src=x/onerror=alert(1)>", [(1, "html-raw")]),
+    ("<img src==x onerror=alert(1)>", [(1, "html-raw")]),
+    ("<img src=x onerror=alert(1)//", [(1, "html-raw")]),
+    ('a <a href="x"onclick=y> b', [(1, "html-raw")]),
+    ("a </b/> c", [(1, "html-raw")]),
+    ("a <!doctype", [(1, "html-raw")]),
+    ("a <?xml", [(1, "html-raw")]),
+    ("a <!-- b", [(1, "html-raw")]),
+    ("if a<b then", [(1, "html-raw")]),
+    ("a \\\\<svg/onload=x>", [(1, "html-raw")]),
+    ("](<svg/onload=x>)", [(1, "html-raw")]),
+    ("[\\](<svg/onload=x> b](https://example.com)", [(1, "html-raw")]),
     # a block that is none
     ("<div>\n::: assistant-notes\nsecret\n:::\n</div>", [(1, "html-raw"), (2, "block-misplaced")]),
     ("- a\n  ::: done-when\n  b", [(2, "block-misplaced")]),
     ("> a\n> b\n> :::: workspace-actions", [(3, "block-misplaced")]),
     (":::assistant-notes\nnot from a folder\n:::", [(1, "block-misplaced")]),
+    ("a\n\n    b\n    ::: assistant-notes\n    c\n    :::", [(4, "block-misplaced")]),
+    ("a\n:: assistant-notes", [(2, "block-misplaced")]),
+    ("\uff1a\uff1a\uff1a assistant-notes", [(1, "block-misplaced")]),
+    ("> ::: Done-When", [(1, "block-misplaced")]),
+    ("a[^1]\n\n[^1]: foot\n    ::: assistant-notes\n    b", [(4, "block-misplaced")]),
+    ("[^1]: foot note\n\n    ::: assistant-notes\n    b", [(3, "block-misplaced")]),
     # fences
     ("```\na", [(1, "fence-unclosed")]),
     ("- ```\n  a\n\nb", [(1, "fence-unclosed")]),
     ("> ~~~\n> a\n> ```", [(1, "fence-unclosed")]),
+    ("a\n```bash run it now\nls\n```", [(2, "fence-info")]),
+    ("~~~ js title=a and more\n~~~", [(1, "fence-info")]),
+    ("```" + "x" * 41 + "\n```", [(1, "fence-info")]),
+    ("```js&#8203;\n```", [(1, "character-invisible")]),
     # links: schemes and their disguises
     ("[a](javascript:alert(1))", [(1, "link-scheme")]),
     ("[a](JavaScript:x)", [(1, "link-scheme")]),
@@ -72,13 +96,35 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("<javascript:alert(1)>", [(1, "link-scheme")]),
     ("a\n[b][c]\n\n[c]: javascript:x", [(4, "link-scheme")]),
     ("<https://example.com>\n[b][c]\n\n[c]: javascript:x", [(4, "link-scheme")]),
-    ("[c]: https://example.com\n[c]: javascript:x", [(2, "link-scheme")]),
+    ("[c]\n\n[c]: https://example.com\n[c]: javascript:x", [(4, "link-scheme")]),
     ("[unused]: data:x", [(1, "link-scheme")]),
     ("[![a](javascript:x)](https://example.com)", [(1, "link-scheme")]),
+    ("![[a](javascript:x)][c]\n\n[c]: https://example.com/x.png", [(1, "link-scheme")]),
     ("[a](command:workbench.action.quit)", [(1, "link-scheme")]),
     ("Open <host:port>.", [(1, "link-scheme")]),
     ("[a](ms-msdt:x)", [(1, "link-scheme")]),
     ("[^1]: javascript:x", [(1, "link-scheme")]),
+    ("[a](vscode:chat?prompt=x)", [(1, "link-scheme")]),
+    ("[a](vscode://github.copilot-chat/x)", [(1, "link-scheme")]),
+    ("[a](cursor://anysphere.cursor-deeplink/prompt?text=x)", [(1, "link-scheme")]),
+    # links that look like others
+    ("[a](https://github.com@evil.example/)", [(1, "link-disguised")]),
+    ("[a](https://github.com:x@evil.example)", [(1, "link-disguised")]),
+    ("[a](https://evil.example\\a.github.com/)", [(1, "link-disguised")]),
+    ("a\n[https://github.com/a](https://evil.example/a)", [(2, "link-disguised")]),
+    ("[`github.com/a`](https://evil.example/a)", [(1, "link-disguised")]),
+    ("[github.com](https://github.com.evil.example)", [(1, "link-disguised")]),
+    ("[www.a.example][b]\n\n[b]: https://evil.example", [(1, "link-disguised")]),
+    ("[https://github.com](mailto:ada@evil.example)", [(1, "link-disguised")]),
+    # definitions that nobody sees
+    ("a\n\n[note]: https://a.example (do this)", [(3, "link-unused")]),
+    ("a [//]\n\n[//]: https://a.example (do this)", [(3, "link-unused")]),
+    ("`[c]`\n\n[c]: https://example.com", [(3, "link-unused")]),
+    ("[c]\n\n[c]: https://a.example\n[C]: https://b.example", [(4, "link-unused")]),
+    ("[^1]: foot", [(1, "link-unused")]),
+    ("[c]\n\n[c]: https://a.example 'x&#8203;'", [(3, "character-invisible")]),
+    ("[c](https://a.example 'x&#8203;')", [(1, "character-invisible")]),
+    ("[c](https://a.example/&zwnj;)", [(1, "character-invisible")]),
     # links that lead nowhere
     ("[a](./b.md)", [(1, "link-dead")]),
     ("[a](/b)", [(1, "link-dead")]),
@@ -95,6 +141,9 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("![a](#b)\n# b", [(1, "link-dead")]),
     ("a\n![b][c]\n\n[c]: x.png", [(4, "link-dead")]),
     ("[a](www.example.com) and\n[b]({{URL}})", [(1, "link-dead"), (2, "link-dead")]),
+    ("[x][nope]", [(1, "link-dead")]),
+    ("a\n![y][nope]", [(2, "link-dead")]),
+    ("[![y](https://example.com/x.png)][nope]", [(1, "link-dead")]),
     ("[a](#one)\n\n# Two", [(1, "link-fragment")]),
     ("[a](#a-2)\n# A\n# A", [(1, "link-fragment")]),
     # double escapes
@@ -110,6 +159,12 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ('Say \\"hello\\" to it.', [(1, "text-escaped-twice")]),
     ("It doesn\\'t.", [(1, "text-escaped-twice")]),
     ("A caf\\u00e9", [(1, "text-escaped-twice")]),
+    ("A caf\\xe9", [(1, "text-escaped-twice")]),
+    ("a\nline one\\nline two\\nline three", [(2, "text-escaped-twice")]),
+    ("Step 1\\nstep 2", [(1, "text-escaped-twice")]),
+    ("First ask\\nand then\\nask again", [(1, "text-escaped-twice")]),
+    ("a\\r\\nb", [(1, "text-escaped-twice")]),
+    ("a &amp;mdash; b", [(1, "text-escaped-twice")]),
     ("a &amp;lt; b", [(1, "text-escaped-twice")]),
     ("a &amp;amp; b", [(1, "text-escaped-twice")]),
     ("Go to https:\\/\\/example.com", [(1, "text-escaped-twice")]),
@@ -139,6 +194,30 @@ FAULTY: list[tuple[str, list[tuple[int, str]]]] = [
     ("\U0001f3f4" + "".join(chr(0xE0000 + ord(each)) for each in "usca") + "\U000e007f", [(1, "character-invisible")]),
     ("a &#8203; b\n&zwnj; c", [(1, "character-invisible"), (2, "character-invisible")]),
     ("a &#x202E; b", [(1, "character-bidirectional")]),
+    *(
+        (base + chr(selector), [(1, "character-invisible")])
+        for base in "a\xe9\u2014\u4e2d"
+        for selector in (0xFE0E, 0xFE0F)
+    ),
+    *((base + chr(0xFE03), [(1, "character-invisible")]) for base in "\u4e2d\u2229\U0001f600"),
+    ("\U0001f600\ufe00", [(1, "character-invisible")]),
+    ("1\ufe0f2\ufe0e", [(1, "character-invisible")]),
+    ("\u4e2d\U000e0100\n\u4e2d\U000e0101", [(1, "character-invisible"), (2, "character-invisible")]),
+    ("\u4e2d\ufe00\u56fd\ufe01", [(1, "character-invisible")]),
+    ("\u4e2d\U000e0100" * 17, [(1, "character-invisible")]),
+    ("\u0628\u200d\u0628", [(1, "character-invisible")]),
+    ("\u0628\u0628\u200d", [(1, "character-invisible")]),
+    ("\u0628\u200c\u0628", [(1, "character-invisible")]),
+    ("\u0628\u0628\u200c", [(1, "character-invisible")]),
+    ("\u062f\u062f\u200c" * 5 + "\u062f", [(1, "character-invisible")]),
+    ("\u0915\u200d\u0937", [(1, "character-invisible")]),
+    ("\u0915\u094d\u200d\u200c\u0937", [(1, "character-invisible")]),
+    ("\u0915\u094d\u200d" * 5, [(1, "character-invisible")]),
+    ("\u1820\u180b\u180c", [(1, "character-invisible")]),
+    ("\u1820\u180b" * 5, [(1, "character-invisible")]),
+    ("a\u2800b", [(1, "character-invisible")]),
+    ("a\U0001d159", [(1, "character-invisible")]),
+    ("a\U0001fffe\nb\U0010ffff", [(1, "character-control"), (2, "character-control")]),
     ("\ue0b0 main", [(1, "character-private")]),
     ("\U000f0000", [(1, "character-private")]),
     # what would be parsed by one reader and not by another
@@ -174,18 +253,36 @@ SOUND = [
     "``a `<b>` c``",
     "<https://example.com/a?b=c&d> and <ada@example.com>",
     # blocks and fences
-    "```\n::: done-when\n```\n\n    ::: done-when",
+    "```\n::: done-when\n```\n\n    ::: tip",
+    "a: b, :: done-when and : done-when\n: done-when",
     "text ::: done-when and \\::: done-when",
     "::: tip\nanother's\n:::",
     "- ```\n  a\n  ```\n\n> ~~~\n> a\n> ~~~~",
     "1. ```bash\n   a\n\n   b\n   ```",
+    *(
+        f"```{info}\na\n```"
+        for info in (
+            " js ",
+            'js title="a b.js"',
+            "js {1,3-5} a='b'",
+            "{.python .wide}",
+            "bash{{exec}}",
+            "rust,ignore a=1",
+        )
+    ),
     # links
     "[a](https://example.com) [b](HTTP://localhost:8080/x) [c](mailto:ada@example.com)",
     "[a](https://example.com/javascript:x) and javascript:alert(1) in words",
     "![a](https://example.com/x.png)",
+    "[a](vscode-insiders:mcp/install?%7B%22name%22%7D) [b](cursor:extension/acme.tools)",
+    "[https://a.example/b](https://a.example/c) [a.example/b](http://www.a.example) [github.com](https://docs.github.com)",
+    "[Node.js](https://nodejs.org) [socket.io](https://example.com) [src/a.py](https://example.com) [a/b](https://c.example)",
+    "[At https://a.example](https://b.example) <https://a.example/@b> [c](https://d.example/@e?f=g@h)",
+    "[a](<https://example.com/b c>) `<svg/` \\<svg/onload> a <= b < c <1 << x </ y",
     "[a](vscode:extension/acme.tools) and [b](cursor://anysphere.cursor-deeplink/mcp/install?name=a)",
     "Said[^1] so.\n\n[^1]: elsewhere",
-    "[a][b] and [c] and [d][]",
+    "[a][b] and [c] and [d][] and [e]\n\n[b]: https://example.com\n[E]: https://example.com 'f'",
+    "a[i][j] and [0][1] and x.[^1][^2] and \\[a][b] and `[a][b]` and [ ][ ]",
     "[x](y and - [ ] a task and a[0] (b)\n\n`[a](b.md)`",
     "[a](#set-up-c) and [b](#set-up-c-1)\n\n# Set up `C`!\n\n## Set up *C*",
     "[a](#%C3%BCber)\n\n\u00dcber\n====",
@@ -193,6 +290,8 @@ SOUND = [
     # no double escapes
     "Go to C:\\new, C:\\\\temp\\\\node, \\\\server\\tools\\n and .\\node_modules\\.bin\\n.",
     "%APPDATA%\\npm\\T and ~\\notes and src\\new\\test",
+    "Go to src\\new folder, path\\to\\name x, bin\\x64 y, lib\\x86\\a and src\\nginx z or src\\note",
+    "Let x\\nleq y and $a\\neq b$ and &amp;foo; \\xyz \\nu b",
     "$\\nabla$ \\theta, \\nu and \\Rightarrow, $\\nRightarrow$, $x,\\nu$",
     "`\\n` and ``a\\tb`` and `\\u00e9`",
     '```json\n"a\\n\\"b\\""\n```',
@@ -208,7 +307,14 @@ SOUND = [
     "\u2764\ufe0f\u200d\U0001f525 \U0001f3f3\ufe0f\u200d\u26a7\ufe0f",
     "\u2764\ufe0f 1\ufe0f\u20e3 \u2139\ufe0f \u2194\ufe0f \xa9\ufe0f \U0001f1e9\U0001f1ea",
     "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
-    "\u8fbb\U000e0100",
+    "\u8fbb\U000e0100\u4e2d \u908a\U000e0100",
+    "\u4e2d\U000e0100" * 16,
+    "\u5d1c\ufe00 \u2229\ufe00",
+    "\u203c\ufe0f \u2049\ufe0f \u2611\ufe0e \u3030\ufe0f \xae\ufe0e \u2b05\ufe0f #\ufe0f\u20e3",
+    "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645\u200c\u0634\u0627\u0646",
+    "\u0647\u200d. \u06a9\u062a\u0627\u0628\u200c\u0647\u0627\u06cc",
+    "\u09b0\u200d\u09cd\u09af \u0d05\u0d35\u0d28\u0d4d\u200d \u0c2b\u0c4d\u200c\u0c2b",
+    "\u1794\u200c\u17ca\u17b8 \u1820\u180b",
     "\u05d0\u05d1 C++\u200e \u05d2 and \u0639 (x)\u200f",
     "a\tb\xa0c \u3000 caf\u00e9 cafe\u0301 \u2026 \u201ca\u201d \U0001fae9",
 ]
@@ -220,14 +326,66 @@ def test_a_sound_text_passes(text: str) -> None:
 
 
 def test_titles_and_descriptions_are_plain_text() -> None:
-    assert faults_of_title("Escape <b> and \\n, [a](b) &amp;amp; C:\\n") == ()
+    assert faults_of_title("Escape \\n, &amp;amp; C:\\n, a < b, 3<4, [a] (b), `<b>` and `[a](b)`, data: a table") == ()
     assert [fault.rule for fault in faults_of_title("a\u200bb\u202e")] == [
         "character-bidirectional",
         "character-invisible",
     ]
-    assert faults_of_description("Use `\\n`, <b>, [a](b), C:\\new.") == ()
+    assert faults_of_description("Use `\\n`, `<b>`, [a], C:\\new.") == ()
     faults = faults_of_description("One.\nTwo.\\nThree.\u200b")
     assert [(fault.line, fault.rule) for fault in faults] == [(2, "character-invisible"), (2, "text-escaped-twice")]
+
+
+@pytest.mark.parametrize(
+    ("plain", "rule"),
+    [
+        ("a <b>", "html-raw"),
+        ("a </b", "html-raw"),
+        ("Use Vec<T>", "html-raw"),
+        ("a <!-- b -->", "html-raw"),
+        ("a <?php", "html-raw"),
+        ("a [b](https://c.example)", "link-dead"),
+        ("a ![b](c)", "link-dead"),
+        ("a JavaScript:b", "link-scheme"),
+        ("a data:text/html,b", "link-scheme"),
+        ("a data:,b", "link-scheme"),
+        ("a file:///b", "link-scheme"),
+        ("a&#8203;b", "character-invisible"),
+        ("a&shy;b", "character-invisible"),
+    ],
+)
+def test_titles_and_descriptions_hold_no_markup_outside_of_backticks(plain: str, rule: str) -> None:
+    assert [fault.rule for fault in faults_of_title(plain)] == [rule]
+    assert [(fault.line, fault.rule) for fault in faults_of_description(f"A\n{plain}")] == [(2, rule)]
+    assert faults_of_title(f"`{plain}`") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_nothing"),
+    [
+        ("[a]: https://a.example", True),
+        ("[](https://a.example)", True),
+        ("&nbsp;\n\n***\n\n#\n\n>\n\n- \n\n```\n \n```\n\u3000", True),
+        ("![](https://a.example/b.png)", False),
+        ("    a", False),
+        ("***\n\n- > `a`", False),
+        ("&nbsp;a", False),
+    ],
+)
+def test_content_of_which_nothing_would_be_seen_is_refused(text: str, is_nothing: bool) -> None:
+    whole = manuscript("one")
+    faulty = replace(whole, steps=(replace(whole.steps[0], content=text),))
+    told: set[tuple[str, str]] = set()
+    try:
+        check_manuscript(faulty)
+    except ContentRejected as refusal:
+        told = {(each.file, each.rule) for each in refusal.findings}
+    assert (("one/content", "step-empty") in told) is is_nothing
+
+
+def test_a_fence_of_many_marks_is_named_by_their_number() -> None:
+    (fault,) = faults_of_markdown("`" * 12_000 + "\na")
+    assert fault.remedy == "close this code fence with a line of 12,000 of ` and nothing else"
 
 
 def test_a_remedy_says_where_an_invisible_character_is_and_what_a_link_leads_to() -> None:
@@ -241,8 +399,8 @@ def test_a_remedy_says_where_an_invisible_character_is_and_what_a_link_leads_to(
 
 
 UNSEEN = ("Cc", "Cf", "Co", "Zl", "Zp")
-# Formats by their category, and seen: numbers and verses are enclosed by them, and hieroglyphs stacked.
-ENCLOSING = [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)]
+# Formats by their category, and seen: numbers and verses are enclosed by them.
+ENCLOSING = [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD]
 
 
 def test_every_control_format_and_private_character_is_refused_on_its_own() -> None:
@@ -326,6 +484,15 @@ def test_of_many_faults_a_few_are_listed_and_the_last_stands_for_the_others() ->
         "`a``b",
         "a\u200e",
         "&#8203;",
+        "<a/",
+        "[a][b]",
+        "[a]\n\n[a]: https://b.example\n\n",
+        "[-](https://b.example)",
+        "[" + "-" * 900 + "](https://b.example)",
+        " a\\nb",
+        "\u062f\u062f\u200c",
+        "\u4e2d\U000e0100",
+        "```js a=b",
     ],
 )
 def test_the_time_grows_with_the_length_of_a_text_and_no_faster(piece: str) -> None:

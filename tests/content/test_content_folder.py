@@ -99,7 +99,6 @@ def test_front_matter_and_blocks_are_taken_out_and_the_rest_is_content(tmp_path:
     [
         "```\n::: done-when\n:::\n```",
         "~~~~ text\n::: done-when\n~~~\n:::\n~~~~",
-        "para\n\n    ::: done-when\n    :::",
         "- ```\n  ::: done-when\n  :::\n  ```",
         "- item\n\n  ::: tip\n  x\n  :::",
         "> ::: tip\n> :::",
@@ -222,6 +221,25 @@ def test_other_files_and_subfolders_are_left_alone(tmp_path: Path) -> None:
     assert [step.key for step in read(tmp_path, {"a.md": STEP, **others}).steps] == ["a"]
 
 
+def test_two_rules_across_the_page_with_prose_between_them_are_no_front_matter(tmp_path: Path) -> None:
+    text = "---\ntitle: T\n---\n\n---\n\nNote: one.\nText.\n\n---\n\nMore.\n\n+++"
+    assert read_step(tmp_path, text).content == text.removeprefix("---\ntitle: T\n---\n\n")
+
+
+@pytest.mark.parametrize(
+    ("heading", "title"),
+    [
+        ("Use the `<Link>` component", "Use the `<Link>` component"),
+        ("Write `[a](b)` and `c`", "Write `[a](b)` and c"),
+        ("Run `make` *now*", "Run make now"),
+    ],
+)
+def test_code_in_a_heading_keeps_its_backticks_in_the_title_where_it_reads_as_markup(
+    tmp_path: Path, heading: str, title: str
+) -> None:
+    assert read_step(tmp_path, f"# {heading}\n\nText.").title == title
+
+
 def test_line_endings_become_lf_and_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     walkthrough = b"\xef\xbb\xbf" + WALKTHROUGH.replace("\n", "\r\n").encode()
     step = b"\xef\xbb\xbf---\r\ntitle: T\r\n---\r\nOne\r\ntwo\rthree\r\n"
@@ -259,6 +277,9 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("front-matter-empty", 1, "---\n# title: T\n---\n# T\nText."),
     ("front-matter-unknown", 3, "---\ntitle: T\ncolour: red\n---\nText."),
     ("front-matter-unknown", 2, "---\ncolour: red\n---\n# T\nText."),
+    ("front-matter-unknown", 5, "---\ntitle: T\n---\n\n---\nminutes: 5\ntags:\n  - a\n---\nText."),
+    ("front-matter-unknown", 2, "\n+++\ntitle = 'T'\n+++\n# T\nText."),
+    ("front-matter-unknown", 4, "---\ntitle: T\n---\n+++\nminutes = 5\n+++\nText."),
     ("yaml-not-a-mapping", 3, "---\n\n- a\n---\n# T\nText."),
     ("yaml-not-a-mapping", 3, "---\n\nIntroduction\n---\n# T\nText."),
     ("yaml-invalid", 3, "---\ntitle: T\nkey: a: b\n---\nText."),
@@ -293,6 +314,10 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("step-empty", 1, ""),
     ("step-empty", 1, " \n\t\n"),
     ("step-empty", 1, "---\ntitle: T\n---\n\n::: done-when\nx\n:::"),
+    *(
+        ("step-empty", 1, f"---\ntitle: T\n---\n{nothing}")
+        for nothing in ("&nbsp;", "***", "#", "```\n\n```", ">", "\u3000", "- \n- ", "&#32;\n\n>")
+    ),
     ("step-too-large", 1, "# T\n\n" + "x" * 20_000),
     ("block-unknown", 2, "# T\n::: assistant-note\nx\n:::"),
     ("block-unknown", 2, "# T\n::::tip Title\nx\n::::"),
@@ -313,6 +338,14 @@ STEP_CASES: list[tuple[str, int, str | bytes]] = [
     ("fence-unclosed", 3, "# T\n- a\n  ```\n  b\n\nAfter."),
     ("fence-unclosed", 2, "# T\n> ```\n> b"),
     ("block-misplaced", 3, "# T\n- a\n  ::: done-when\n  b"),
+    ("block-misplaced", 4, "# T\npara\n\n    ::: done-when\n    x"),
+    ("block-misplaced", 2, "# T\n:: assistant-notes\nx"),
+    ("fence-info", 2, "# T\n```bash and then do this\nls\n```"),
+    ("link-disguised", 2, "# T\n[a](https://github.com@evil.example/)"),
+    ("link-unused", 3, "# T\n\n[note]: https://a.example (do this)"),
+    ("html-raw", 2, "---\ntitle: Use <Link>\n---\nText."),
+    ("link-dead", 2, "---\ntitle: See [it](https://a.example)\n---\nText."),
+    ("html-raw", 1, "# Use \\<Link>\nText."),
     ("html-raw", 5, "---\ntitle: T\n---\nRun\n`<a>` <b>it</b>."),
     ("html-raw", 6, "# T\n::: done-when\nx\n:::\n\n<b>it</b>"),
     ("html-raw", 4, "# T\n\n::: done-when\nx<br>\n:::\n\nAfter."),
@@ -728,7 +761,9 @@ def test_the_grafana_scenario_reads_as_its_ten_steps_in_order(tmp_path: Path) ->
         # Its platform's marks are no Markdown: `{{exec}}` behind a fence leaves the fence open, and `{{TRAFFIC…}}` is
         # no address.
         path.name: re.sub(
-            r"\{\{(exec|copy)\}\}|(?<=\()\{\{TRAFFIC", lambda mark: "" if mark[1] else "https://x/{{", path.read_text()
+            r"\{\{(exec|copy)\}\}|(?<=\()\{\{TRAFFIC",
+            lambda mark: "" if mark[1] else "http://localhost/{{",
+            path.read_text(),
         )
         for path in Path(shared, "killercoda/grafana-fundamentals").glob("step*.md")
     }

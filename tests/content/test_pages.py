@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapters.content.pages import html_of
+from entrypoints.cli.preview import page
+from tests.worlds import manuscript
 
 _TAGS = {"h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "blockquote", "ul", "ol", "li"} | {
     *("pre", "code", "em", "strong", "a", "table", "thead", "tbody", "tr", "th", "td")
@@ -46,7 +49,14 @@ class Page(HTMLParser):
 @pytest.mark.parametrize(
     ("markdown", "html"),
     [
-        ("# A *b*", "<h1>A <em>b</em></h1>\n"),
+        ("# A *b*", '<h1 id="section-a-b">A <em>b</em></h1>\n'),
+        ("# !", "<h1>!</h1>\n"),
+        (
+            "# A `\u00fc`\n\n## A \u00fc\n\n[b](#a-\u00fc-1)",
+            '<h1 id="section-a-\u00fc">A <code>\u00fc</code></h1>\n<h2 id="section-a-\u00fc-1">A \u00fc</h2>\n'
+            f'<p><a href="#section-a-%C3%BC-1" rel="{_REL}">b</a></p>\n',
+        ),
+        ("[a *b*](#nowhere) and [c](#) and [](#d)", "<p>a <em>b</em> and c and </p>\n"),
         ("3. a\n4. `b`", '<ol start="3">\n<li>a</li>\n<li><code>b</code></li>\n</ol>\n'),
         ("```js\na < b\n```", "<pre><code>a &lt; b\n</code></pre>\n"),
         ("|a|\n|-|", "<table>\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n</table>\n"),
@@ -54,8 +64,9 @@ class Page(HTMLParser):
         ("<script>alert(1)</script>", "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>\n"),
         ('[a](https://b.example "c")', f'<p><a href="https://b.example" title="c" rel="{_REL}">a</a></p>\n'),
         ("<ada@example.com>", f'<p><a href="mailto:ada@example.com" rel="{_REL}">ada@example.com</a></p>\n'),
-        ("[a](b.md)", f'<p><a rel="{_REL}">a</a></p>\n'),
-        ("[a](ftp://b.example)", f'<p><a rel="{_REL}">a</a></p>\n'),
+        ("[a](b.md)", "<p>a</p>\n"),
+        ("[a](ftp://b.example) <vscode:b> [c](//d)", "<p>a vscode:b c</p>\n"),
+        ("![a](b.png) ![c](#d) [![e](f)](g)", "<p>a c e</p>\n"),
         ("![a *b*](https://c.example/d.png)", f'<p><a href="https://c.example/d.png" rel="{_REL}">a b</a></p>\n'),
         ("![](https://c.example/d.png)", f'<p><a href="https://c.example/d.png" rel="{_REL}">image</a></p>\n'),
         ("[![a](https://c.example/d)](https://e.example)", f'<p><a href="https://e.example" rel="{_REL}">a</a></p>\n'),
@@ -66,7 +77,21 @@ def test_markdown_becomes_this_html(markdown: str, html: str) -> None:
 
 
 def test_headings_go_below_those_of_the_page_and_end_at_the_sixth_level() -> None:
-    assert html_of("# A\n\n##### B", headings_below=2) == "<h3>A</h3>\n<h6>B</h6>\n"
+    assert html_of("# A\n\n##### B", headings_below=2) == ('<h3 id="section-a">A</h3>\n<h6 id="section-b">B</h6>\n')
+
+
+def test_a_preview_keeps_the_lines_of_the_description_and_the_ids_of_its_texts_apart() -> None:
+    whole = manuscript("one", "two")
+    texts = {"content": "# A\n\n[b](#a)", "assistant_notes": "# A\n\n[b](#a)"}
+    steps = tuple(replace(step, **texts, workspace_actions=None, done_when="# A") for step in whole.steps)
+    shown = Page(page(replace(whole, description="One.\n<Two>.\n\nThree.", steps=steps), html_of))
+    assert "One.\n<Two>.\n\nThree." in shown.text
+    assert [tag for tag, _ in shown.elements].count("br") == 3
+    ids = [attributes["id"] for _, attributes in shown.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) == 2 * 2 + 2 * 3
+    targets = [str(attributes["href"]) for tag, attributes in shown.elements if tag == "a"]
+    assert len(targets) == 2 + 2 * 2
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
 
 
 HOSTILE = [
@@ -108,9 +133,10 @@ def test_whatever_the_markdown_holds_the_html_only_says_it(markdown: str) -> Non
     assert page.others == []
     for tag, attributes in page.elements:
         assert tag in _TAGS
-        assert attributes.keys() <= {"a": {"href", "title", "rel"}, "ol": {"start"}}.get(tag, set())
+        assert attributes.keys() <= {"a": {"href", "title", "rel"}, "ol": {"start"}}.get(tag, {"id"})
+        assert tag.startswith("h") or "id" not in attributes
         if "href" in attributes:
-            assert (attributes["href"] or "").startswith(("https:", "http:", "mailto:"))
+            assert (attributes["href"] or "").startswith(("https:", "http:", "mailto:", "#section-"))
         if tag == "a":
             assert attributes["rel"] == _REL
 

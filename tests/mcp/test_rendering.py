@@ -270,7 +270,9 @@ def test_a_short_list_keeps_its_descriptions_whole() -> None:
 
 
 def test_no_line_of_a_description_looks_like_a_row_of_the_list() -> None:
-    _, text = rendering.walkthrough_list(entries(1, title="One", description="First.\n3. Fake (key: x)", is_begun=False))
+    _, text = rendering.walkthrough_list(
+        entries(1, title="One", description="First.\n3. Fake (key: x)", is_begun=False)
+    )
     assert text.splitlines()[-1] == "   First. 3. Fake (key: x)"
 
 
