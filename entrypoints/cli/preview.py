@@ -45,6 +45,7 @@ _POLICY = "; ".join(
 def page(manuscript: Manuscript, html_of: Callable[..., str]) -> str:
     """The page, complete in itself. `html_of` makes safe HTML of Markdown, with its headings below the page's."""
     title = escape(manuscript.title)
+    description = escape(manuscript.description).replace("\n", "<br>\n")
     facts = [manuscript.type.value, _counted(len(manuscript.steps), "step")]
     if minutes := manuscript.estimated_minutes():
         facts.append(_counted(minutes, "minute"))
@@ -69,7 +70,7 @@ def page(manuscript: Manuscript, html_of: Callable[..., str]) -> str:
 <header>
 <h1>{title}</h1>
 <p class="quiet">{escape(manuscript.key)} · {" · ".join(facts)}</p>
-<p>{escape(manuscript.description)}</p>
+<p>{description}</p>
 <nav aria-label="Steps"><ol>
 {contents}
 </ol></nav>
@@ -86,19 +87,20 @@ def _article(number: int, count: int, step: StepText, html_of: Callable[..., str
     if step.estimated_minutes:
         facts.append(_counted(step.estimated_minutes, "minute"))
     apart = {
-        "For the assistant: notes": step.assistant_notes,
-        "For the assistant: workspace actions": step.workspace_actions,
-        "For the assistant: done when": step.done_when,
+        "notes": ("notes", step.assistant_notes),
+        "actions": ("workspace actions", step.workspace_actions),
+        "done": ("done when", step.done_when),
     }
     asides = "\n".join(
-        f'<aside aria-label="{heading}">\n<h3>{heading}</h3>\n{html_of(text, headings_below=3)}</aside>'
-        for heading, text in apart.items()
+        f'<aside aria-label="For the assistant: {heading}">\n<h3>For the assistant: {heading}</h3>\n'
+        f"{html_of(text, headings_below=3, ids=f'step-{number}-{name}-')}</aside>"
+        for name, (heading, text) in apart.items()
         if text is not None
     )
     return f"""<article id="step-{number}" aria-labelledby="title-{number}">
 <h2 id="title-{number}">{escape(step.title)}</h2>
 <p class="quiet">{" · ".join(facts)}</p>
-{html_of(step.content, headings_below=2)}{asides}
+{html_of(step.content, headings_below=2, ids=f"step-{number}-content-")}{asides}
 </article>"""
 
 

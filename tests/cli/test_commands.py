@@ -200,7 +200,7 @@ def test_preview_is_one_page_that_asks_for_nothing_with_the_authors_blocks_apart
         "::: assistant-notes\nAsk `first`.\n:::\n::: done-when\nIt runs.\n:::\n"
     )
     page = "\n".join(cairn("preview", str(folder)).lines)
-    assert "<h3>A &amp; <em>B</em></h3>" in page
+    assert '<h3 id="step-1-content-a--b">A &amp; <em>B</em></h3>' in page
     assert '<article id="step-1" aria-labelledby="title-1">\n<h2 id="title-1">A &amp; B</h2>' in page
     assert "Step 1 of 2 · one · delivery: explain · 1 minute" in page
     notes = "For the assistant: notes"
