@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapters.content import folder as folder_module
-from adapters.content.check import faults_of_description, faults_of_title
+from adapters.content.check import faults_of_description, faults_of_markdown, faults_of_title, shows_nothing
 from adapters.content.findings import Rule
 from adapters.content.folder import read_folder
 from adapters.content.markdown import MAX_NESTING
@@ -691,7 +691,10 @@ content_piece = st.one_of(
     plain.map(lambda text: f"> {text}\n> ::: tip"),
 )
 pieces = st.lists(content_piece, min_size=1, max_size=3)
-texts_of_a_step = pieces.map(lambda several: "\n\n".join(several).strip("\n"))
+# What the check refuses is tried in test_check.py.
+texts_of_a_step = pieces.map(lambda several: "\n\n".join(several).strip("\n")).filter(
+    lambda text: not faults_of_markdown(text) and not shows_nothing(text)
+)
 titles = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=200).filter(
     lambda text: text.isprintable() and text.strip() != "" and not faults_of_title(text)
 )
