@@ -9,11 +9,15 @@ store writes those and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from domain.errors import BrokenChain
 from domain.tenancy import StepId
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +174,29 @@ class ChainEdit:
     chain: StepChain
     changed: tuple[StepLink, ...]
     removed: StepId | None
+
+
+def unmoved(before: Sequence[Item], after: Sequence[Item]) -> frozenset[Item]:
+    """Of what is in both orders, the most that can stay where it is: all others are the fewest that must move.
+
+    Neither order names anything twice. Where several choices are equally large, the same one is made every time.
+    """
+    place = {item: number for number, item in enumerate(before)}
+    # The longest rising subsequence of the old places, by patience sorting: `lowest[n]` is the lowest place on
+    # which a rising run of n + 1 items can end, and each item remembers the one that it follows in its run.
+    lowest: list[int] = []
+    ends: list[Item] = []
+    follows: dict[Item, Item | None] = {}
+    for item in after:
+        if item not in place:
+            continue
+        length = bisect_left(lowest, place[item])
+        follows[item] = ends[length - 1] if length else None
+        lowest[length : length + 1] = [place[item]]
+        ends[length : length + 1] = [item]
+    stay: set[Item] = set()
+    last = ends[-1] if ends else None
+    while last is not None:
+        stay.add(last)
+        last = follows[last]
+    return frozenset(stay)

@@ -18,6 +18,9 @@
         ├── InvalidValue             a slug, key, e-mail or the like that cannot be
         ├── NotFound                 what was named does not exist (or is another organisation's)
         ├── AlreadyExists            what was to be made is there
+        ├── StaleEdit                a draft was edited since it was read, with what changed
+        ├── EditedInPlace            a push that would undo edits it has not seen, with these
+        ├── PublishedMeanwhile       a publish that came second, with the version that was first
         ├── ContentRejected          a walkthrough that may not be stored, with every finding
         ├── WrongSchema              a database that this release cannot serve
         └── EmbeddedPostgresError    the embedded server cannot be had (defined beside it, in the adapter)
@@ -32,7 +35,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from domain.draft import RecordedEdit
     from domain.progress import Standpoint
+    from domain.publishing import VersionRecord
     from domain.walkthrough import Finding
 
 
@@ -180,6 +185,47 @@ class NotFound(OperatorError):
 
 class AlreadyExists(OperatorError):
     """There is one by that name already."""
+
+
+class StaleEdit(OperatorError):
+    """The draft is no longer the one that was read, and nothing was stored. `since` are the edits made meanwhile."""
+
+    def __init__(self, number: int, revision: int, since: Sequence[RecordedEdit]) -> None:
+        super().__init__(
+            "the draft has changed since you read it, and nothing of yours was stored: look at what changed, and make "
+            f"your edit again on revision {revision} of the draft of version {number}"
+        )
+        self.number = number
+        self.revision = revision
+        self.since = tuple(since)
+
+
+class EditedInPlace(OperatorError):
+    """Nothing was pushed. `since` are the edits that the draft holds, and the pushed files do not."""
+
+    def __init__(self, key: str, number: int, revision: int, since: Sequence[RecordedEdit]) -> None:
+        super().__init__(
+            f"the draft of {key} was edited in place since it was last pushed, and your files would undo that: bring "
+            "those edits into your files, publish or discard the draft, or force the push"
+        )
+        self.number = number
+        self.revision = revision
+        self.since = tuple(since)
+
+
+class PublishedMeanwhile(OperatorError):
+    """Nothing was published. `version` is the one that was published first; None where there is none at all."""
+
+    def __init__(self, key: str, version: VersionRecord | None) -> None:
+        if version is None:
+            super().__init__(f"nothing was published: {key} has no version yet, and you expected one")
+        else:
+            by = f" by {version.published_by}" if version.published_by else ""
+            super().__init__(
+                f"version {version.number} of {key} was published already{by}, with the policy "
+                f"{version.policy.value}, and nothing was done now: look at it before you publish again"
+            )
+        self.version = version
 
 
 class WrongSchema(OperatorError):

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from domain.chain import StepChain
-from domain.errors import InvalidValue
+from domain.errors import InvalidValue, NotFound
 from domain.tenancy import BREAKS_A_LINE, OrganizationId, ServerKey, StepId, WalkthroughId, key
 
 MAX_STEPS = 500
@@ -66,6 +66,11 @@ class PublishPolicy(StrEnum):
     """They are moved by their next select or next."""
     SUPERSEDE = "supersede"
     """Every older version is withdrawn: they begin again on this one."""
+
+    @property
+    def withdraws_older(self) -> bool:
+        """Whether a publish under this policy withdraws every older version, for ever."""
+        return self is PublishPolicy.SUPERSEDE
 
 
 class VersionState(StrEnum):
@@ -269,6 +274,11 @@ class Version:
         """The step with this key; None where this version has none."""
         return self._by_key.get(step_key)
 
+    def manuscript(self, walkthrough_key: str) -> Manuscript:
+        """What its author handed in, to be compared, pulled or published again."""
+        texts = tuple(step.text for step in self.steps)
+        return Manuscript(walkthrough_key, self.title, self.description, self.type, texts)
+
 
 @dataclass(frozen=True, slots=True)
 class Publication:
@@ -291,6 +301,21 @@ class Assignment:
     walkthrough_id: WalkthroughId
     display_order: int
     is_enabled: bool = True
+
+
+def in_order(listed: Sequence[str], first: Sequence[str]) -> list[str]:
+    """The keys of a server's list with `first` at the top, in this order; all others follow in the order they have.
+
+    Raises:
+        NotFound: when one of `first` is not `listed`.
+        InvalidValue: when one comes twice.
+    """
+    for each in first:
+        if each not in listed:
+            raise NotFound(f"walkthrough {each!r} is not on this server: assign it first")
+        if first.count(each) > 1:
+            raise InvalidValue(f"walkthrough {each!r} comes twice in the order: name it once")
+    return [*first, *(each for each in listed if each not in first)]
 
 
 @dataclass(frozen=True, slots=True)

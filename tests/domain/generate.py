@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -34,9 +35,9 @@ key_orders = st.lists(step_keys, unique=True, min_size=1, max_size=6).map(tuple)
 
 @st.composite
 def revised(draw: st.DrawFn, before: tuple[str, ...]) -> tuple[str, ...]:
-    """Another version's keys, as authors make them: a step added, removed, moved or renamed; all of them; none."""
+    """Another version's keys, as authors make them: a step added, removed, moved, renamed or split; all; none."""
     after = list(before)
-    edits = ["add", "rename", "replace all", "identical"] + ["remove", "move"] * (len(before) > 1)
+    edits = ["add", "rename", "split", "replace all", "identical"] + ["remove", "move"] * (len(before) > 1)
     for edit in draw(st.lists(st.sampled_from(edits), min_size=1, max_size=3)):
         place = draw(st.integers(0, len(after)))
         unused = [key for key in "abcdefgh" if key not in after]
@@ -45,6 +46,12 @@ def revised(draw: st.DrawFn, before: tuple[str, ...]) -> tuple[str, ...]:
                 after.insert(place, draw(st.sampled_from(unused)))
             case "rename" if unused:
                 after[place % len(after)] = draw(st.sampled_from(unused))
+            case "split" if len(unused) > 1:
+                whole = place % len(after)
+                halves = unused[:2]
+                if draw(st.booleans()):
+                    halves[draw(st.integers(0, 1))] = after[whole]
+                after[whole : whole + 1] = halves
             case "remove" if len(after) > 1:
                 del after[place % len(after)]
             case "move":
@@ -81,6 +88,22 @@ manuscripts = st.builds(
     type=st.sampled_from(WalkthroughType),
     steps=st.lists(step_texts, unique_by=lambda step: step.key, min_size=1, max_size=4).map(tuple),
 )
+
+
+@st.composite
+def revisions(draw: st.DrawFn) -> tuple[Manuscript, Manuscript]:
+    """A manuscript and what its author made of it: other steps, another order, other texts, other details."""
+    before = draw(key_orders)
+    after = draw(revised(before))
+    contents = draw(st.dictionaries(step_keys, st.sampled_from(["Do that.", "Do both."])))
+    versions = (version_of(1, before).manuscript("setup"), version_of(1, after).manuscript("setup"))
+    steps = (replace(step, content=contents.get(step.key, step.content)) for step in versions[1].steps)
+    details = draw(
+        st.fixed_dictionaries(
+            {}, optional={"title": titles, "description": texts, "type": st.sampled_from(WalkthroughType)}
+        )
+    )
+    return versions[0], replace(versions[1], steps=tuple(steps), **details)
 
 
 def version_of(number: int, step_keys: Iterable[str]) -> Version:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.chain import ChainEdit, StepChain, StepLink
+from domain.chain import ChainEdit, StepChain, StepLink, unmoved
 from domain.errors import BrokenChain
 from domain.tenancy import StepId
 from tests.domain.generate import examples, orders, step_ids
@@ -247,6 +247,41 @@ def test_an_order_that_names_a_step_twice_is_refused(order: list[StepId], data: 
         StepChain.of(order)
 
 
+# ---------------------------------------------------------------------------------------- two orders of steps
+
+
+@given(orders, orders)
+@examples(400)
+def test_as_many_steps_as_possible_are_taken_to_have_stayed(before: list[StepId], after: list[StepId]) -> None:
+    stay = unmoved(before, after)
+    assert [step for step in before if step in stay] == [step for step in after if step in stay]
+    common = [step for step in before if step in after]
+    most = max(
+        size
+        for size in range(len(common) + 1)
+        for kept in combinations(common, size)
+        if sorted(kept, key=after.index) == list(kept)
+    )
+    assert len(stay) == most
+    assert stay == unmoved(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stay"),
+    [
+        ("", "", ""),
+        ("abc", "", ""),
+        ("abc", "xyz", ""),
+        ("abcd", "abcd", "abcd"),
+        ("abcd", "dabc", "abc"),
+        ("abcd", "bcda", "bcd"),
+        ("abcd", "axbd", "abd"),
+    ],
+)
+def test_one_step_put_elsewhere_is_the_one_that_moved(before: str, after: str, stay: str) -> None:
+    assert unmoved(before, after) == set(stay)
+
+
 # --------------------------------------------------------------------------------------------------- size
 
 
@@ -274,6 +309,12 @@ def test_fifty_thousand_steps_are_no_burden() -> None:
     assert list(chain) == order
     assert list(chain.move(order[-1], None).chain) == [order[-1], *order[:-1]]
     assert hash(chain) == hash(StepChain.of(order))
+
+
+def test_two_orders_of_fifty_thousand_steps_are_compared_at_once() -> None:
+    order = range(50_000)
+    assert unmoved(order, [*order[1:], order[0]]) == set(order[1:])
+    assert len(unmoved(order, order[::-1])) == 1
 
 
 def test_walking_a_chain_looks_at_each_link_once() -> None:
