@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from domain.forecast import Standing as MidWay
 from domain.progress import Progress, ProgressEvent, ProgressKey, Transition
+from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough
 from domain.tenancy import (
     Caller,
     CallId,
@@ -28,7 +30,6 @@ from domain.walkthrough import (
     Assignment,
     Manuscript,
     Publication,
-    PublishPolicy,
     Version,
     VersionKey,
     WalkthroughType,
@@ -207,17 +208,6 @@ class TokenStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What became of a manuscript: the version it is now, or was already."""
-
-    walkthrough_id: WalkthroughId
-    key: str
-    version: int
-    is_published: bool
-    is_unchanged: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Placement:
     """Where a walkthrough is to be assigned: a server of the same organisation, and its place in the list."""
 
@@ -238,25 +228,66 @@ class ContentCheck(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class VersionPeople:
+    """How many stand on a version."""
+
+    mid_way: int
+    completed: int
+
+
 class WalkthroughStore(Protocol):
-    """Where authors keep walkthroughs."""
+    """Where authors keep walkthroughs. It decides nothing: what is to become of one is decided by its caller."""
 
-    async def save(
-        self,
-        organization_id: OrganizationId,
-        manuscript: Manuscript,
-        ids: Ids,
-        now: Millis,
-        *,
-        publish: PublishPolicy | None,
-        placements: Sequence[Placement],
-    ) -> Stored:
-        """Makes the manuscript the draft, and publishes it where `publish` says how; then assigns it.
+    async def read(
+        self, organization_id: OrganizationId, key: str, *, since: DraftRevision | None = None
+    ) -> Walkthrough | None:
+        """The walkthrough with this key, as of one moment; None where this organisation has none.
 
-        All of it or nothing. Content equal to the latest version's makes no new one and is `is_unchanged`;
-        a walkthrough that was unpublished is then shown again, under its earlier policy.
+        Its `edits_since` are those recorded after `since`, or after the last push.
         """
         ...
+
+    async def change(
+        self,
+        organization_id: OrganizationId,
+        key: str,
+        decide: Callable[[Walkthrough], Change],
+        now: Millis,
+        *,
+        since: DraftRevision | None = None,
+        new_id: WalkthroughId | None = None,
+        placements: Sequence[Placement] = (),
+    ) -> Change:
+        """Reads the walkthrough as `read` does, has its change decided, and stores that, all in one transaction.
+
+        Other authors of the same walkthrough wait meanwhile, so `decide` sees what is stored, is called once, and
+        does nothing but decide. With `new_id`, a walkthrough that is not there is begun. At last it is assigned to
+        `placements`. Whatever `decide` raises comes through, and nothing is stored. Of a draft, what differs is
+        written: for one edit at most three links, and at most one step beside.
+
+        Raises:
+            NotFound: no such walkthrough in this organisation, and no `new_id`.
+        """
+        ...
+
+    async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
+        """Everything that was done to it, in order. Nothing in it ever changes."""
+        ...
+
+    async def people(
+        self, organization_id: OrganizationId, walkthrough_id: WalkthroughId
+    ) -> Mapping[int, VersionPeople]:
+        """How many people are on each version, by its number; versions that nobody is on are left out."""
+        ...
+
+    async def standings(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[MidWay]:
+        """Everybody mid-way, those who stand alike counted together; in no particular order."""
+        ...
+
+
+class AssignmentStore(Protocol):
+    """Which walkthroughs are on which servers, and in which order. Every method is one transaction, all or nothing."""
 
     async def assign(
         self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis
@@ -265,6 +296,32 @@ class WalkthroughStore(Protocol):
 
         Raises:
             NotFound: no such walkthrough in this organisation.
+        """
+        ...
+
+    async def unassign(self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey]) -> Sequence[bool]:
+        """Takes it from these servers; whether it was there, for each. Nobody's progress goes with it.
+
+        Raises:
+            NotFound: no such walkthrough in this organisation.
+        """
+        ...
+
+    async def set_enabled(
+        self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey], *, is_enabled: bool
+    ) -> Sequence[bool]:
+        """Shows or hides it on these servers; whether that changed anything, for each.
+
+        Raises:
+            NotFound: no such walkthrough in this organisation, or it is not on one of these servers.
+        """
+        ...
+
+    async def order(self, server: ServerKey, first: Sequence[str]) -> Sequence[str]:
+        """Puts the walkthroughs with these keys at the top of the server's list, and returns the keys of all of it.
+
+        Raises:
+            NotFound, InvalidValue: as `domain.walkthrough.in_order`.
         """
         ...
 

@@ -16,6 +16,7 @@ from adapters.content.pages import html_of
 from adapters.content.schema import SCHEMAS
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres import schema
+from adapters.postgres.assignments import PostgresAssignmentStore
 from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
@@ -61,11 +62,12 @@ class Container(containers.DeclarativeContainer):
     tokens = providers.Singleton(PostgresTokenStore, database)
     tenants = providers.Singleton(PostgresTenantStore, database)
     walkthroughs = providers.Singleton(PostgresWalkthroughStore, database)
+    assignments = providers.Singleton(PostgresAssignmentStore, database)
 
     learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
     tenancy = providers.Factory(Tenancy, tenants, ids, clock)
-    authoring = providers.Factory(Authoring, walkthroughs, check_content, tenancy, ids, clock)
+    authoring = providers.Factory(Authoring, walkthroughs, assignments, library, check_content, tenancy, ids, clock)
 
 
 @dataclass(frozen=True, slots=True)

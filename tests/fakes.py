@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from application.ports import Ids, Placement, ServerListing, Standing, Stored, ToolCall, VersionSummary
-from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
-from domain.progress import Progress, ProgressEvent, ProgressKey, Transition
-from domain.tenancy import Caller, Millis, OrganizationId, Server, ServerKey, StepId, UserId, WalkthroughId
-from domain.walkthrough import (
-    Assignment,
-    Manuscript,
-    Publication,
-    PublishPolicy,
-    Step,
-    Version,
-    VersionKey,
-    VersionState,
-    take_in,
+from application.ports import (
+    Placement,
+    ServerListing,
+    Standing,
+    ToolCall,
+    VersionPeople,
+    VersionSummary,
 )
+from domain.draft import RecordedEdit
+from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
+from domain.forecast import Standing as MidWay
+from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Transition
+from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough, unknown
+from domain.tenancy import Caller, Millis, OrganizationId, Server, ServerKey, StepId, UserId, WalkthroughId
+from domain.walkthrough import Assignment, Publication, Version, VersionKey, in_order
 
 
 class SetClock:
@@ -49,14 +50,19 @@ class CountedIds:
 
 @dataclass
 class _Walkthrough:
-    id: WalkthroughId
-    key: str
+    state: Walkthrough
     versions: dict[int, Version] = field(default_factory=dict)
-    states: dict[int, VersionState] = field(default_factory=dict)
-    policies: dict[int, PublishPolicy] = field(default_factory=dict)
-    manuscripts: dict[int, Manuscript] = field(default_factory=dict)
-    latest: int | None = None
-    is_published: bool = False
+    """The content of all that were published."""
+    edits: list[RecordedEdit] = field(default_factory=list)
+    ledger: list[LedgerEntry] = field(default_factory=list)
+
+    @property
+    def id(self) -> WalkthroughId:
+        return self.state.id
+
+    @property
+    def latest(self) -> int | None:
+        return self.state.latest_number or None
 
 
 @dataclass
@@ -93,7 +99,7 @@ class MemoryCatalogue:
                 continue
             order = (0, assignment.display_order) if assignment else (1, 0)
             standing = self._standing(organization_id, walkthrough, assignment, progress)
-            found.append(((*order, walkthrough.key), standing))
+            found.append(((*order, walkthrough.state.key), standing))
         return [standing for _, standing in sorted(found, key=lambda each: each[0])]
 
     async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
@@ -111,16 +117,18 @@ class MemoryCatalogue:
         progress: Progress | None,
     ) -> Standing:
         assert walkthrough.latest is not None
+        state = walkthrough.state
         shown = walkthrough.versions[progress.version if progress else walkthrough.latest]
+        is_shown = state.is_published and state.archived_at is None
         return Standing(
             organization_id,
             walkthrough.id,
-            walkthrough.key,
+            state.key,
             Publication(
                 walkthrough.latest,
-                walkthrough.policies[walkthrough.latest],
-                walkthrough.is_published and assignment is not None and assignment.is_enabled,
-                progress is not None and walkthrough.states[progress.version] is VersionState.WITHDRAWN,
+                state.record(walkthrough.latest).policy,
+                is_shown and assignment is not None and assignment.is_enabled,
+                progress is not None and state.record(progress.version).is_withdrawn,
             ),
             VersionSummary(
                 shown.number,
@@ -128,7 +136,7 @@ class MemoryCatalogue:
                 shown.description,
                 shown.type,
                 len(shown.steps),
-                walkthrough.manuscripts[shown.number].estimated_minutes(),
+                shown.manuscript(state.key).estimated_minutes(),
             ),
             progress,
         )
@@ -142,8 +150,7 @@ class MemoryVersionLibrary:
         published = {
             version.key: version
             for walkthrough in self._memory.walkthroughs.values()
-            for number, version in walkthrough.versions.items()
-            if walkthrough.states.get(number, VersionState.DRAFT) is not VersionState.DRAFT
+            for version in walkthrough.versions.values()
         }
         return {key: published[key] for key in keys if key in published}
 
@@ -269,66 +276,134 @@ class MemoryWalkthroughStore:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def save(
+    async def read(
+        self, organization_id: OrganizationId, key: str, *, since: DraftRevision | None = None
+    ) -> Walkthrough | None:
+        walkthrough = self._memory.walkthroughs.get((organization_id, key))
+        if walkthrough is None:
+            return None
+        state = walkthrough.state
+        if since is None and state.draft is not None:
+            since = (state.draft.key.number, state.pushed_revision)
+        recorded = [each for each in walkthrough.edits if since and (each.number, each.revision) > since]
+        return replace(state, edits_since=tuple(recorded))
+
+    async def change(
         self,
         organization_id: OrganizationId,
-        manuscript: Manuscript,
-        ids: Ids,
+        key: str,
+        decide: Callable[[Walkthrough], Change],
         now: Millis,
         *,
-        publish: PublishPolicy | None,
-        placements: Sequence[Placement],
-    ) -> Stored:
-        walkthrough = self._memory.walkthroughs.setdefault(
-            (organization_id, manuscript.key), _Walkthrough(WalkthroughId(ids.new("wt")), manuscript.key)
+        since: DraftRevision | None = None,
+        new_id: WalkthroughId | None = None,
+        placements: Sequence[Placement] = (),
+    ) -> Change:
+        state = await self.read(organization_id, key, since=since)
+        if state is None:
+            if new_id is None:
+                raise unknown(key)
+            state = Walkthrough(organization_id, new_id, key)
+        change = decide(state)
+        begun = _Walkthrough(state)
+        walkthrough = self._memory.walkthroughs.setdefault((organization_id, key), begun)
+        walkthrough.state = change.after
+        walkthrough.edits += change.edits
+        if change.after.latest is not None:
+            walkthrough.versions[change.after.latest_number] = change.after.latest
+        if change.entry is not None:
+            walkthrough.ledger.append(change.entry)
+        for placement in placements:
+            _place(self._memory, placement, state.id)
+        return change
+
+    async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
+        return [
+            entry
+            for (at, _), walkthrough in self._memory.walkthroughs.items()
+            for entry in walkthrough.ledger
+            if (at, walkthrough.id) == (organization_id, walkthrough_id)
+        ]
+
+    async def people(
+        self, organization_id: OrganizationId, walkthrough_id: WalkthroughId
+    ) -> Mapping[int, VersionPeople]:
+        standing = Counter(
+            (progress.version, progress.status) for progress in self._on(organization_id, walkthrough_id)
         )
-        latest = walkthrough.latest
-        intake = take_in(
-            manuscript,
-            latest=latest,
-            latest_hash=walkthrough.manuscripts[latest].content_hash() if latest else None,
-            is_published=walkthrough.is_published,
-            publish=publish is not None,
-        )
-        walkthrough.states.pop((latest or 0) + 1, None)  # the draft that was
-        if intake.is_unchanged:
-            walkthrough.is_published = intake.is_published
-        else:
-            number = intake.version
-            walkthrough.manuscripts[number] = manuscript
-            walkthrough.states[number] = VersionState.DRAFT
-            walkthrough.versions[number] = Version(
-                VersionKey(organization_id, walkthrough.id, number),
-                manuscript.title,
-                manuscript.description,
-                manuscript.type,
-                tuple(Step(StepId(ids.new("stp")), text) for text in manuscript.steps),
-            )
-            if publish:
-                if publish is PublishPolicy.SUPERSEDE:
-                    walkthrough.states = dict.fromkeys(walkthrough.states, VersionState.WITHDRAWN)
-                walkthrough.states[number] = VersionState.PUBLISHED
-                walkthrough.policies[number] = publish
-                walkthrough.latest = number
-                walkthrough.is_published = True
-        await self.assign(organization_id, manuscript.key, placements, now)
-        return Stored(walkthrough.id, walkthrough.key, intake.version, intake.is_published, intake.is_unchanged)
+        return {
+            version: VersionPeople(standing[version, Status.IN_PROGRESS], standing[version, Status.COMPLETED])
+            for version in {version for version, _ in standing}
+        }
+
+    async def standings(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[MidWay]:
+        people: Counter[tuple[int, StepId, frozenset[str], bool]] = Counter()
+        for progress in self._on(organization_id, walkthrough_id):
+            if progress.current_step_id is not None:
+                server = ServerKey(organization_id, progress.key.server_id)
+                assignment = self._memory.assignments.get((server, walkthrough_id))
+                is_enabled = assignment is not None and assignment.is_enabled
+                people[progress.version, progress.current_step_id, progress.carried, is_enabled] += 1
+        return [MidWay(*where, count) for where, count in people.items()]
+
+    def _on(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> list[Progress]:
+        return [
+            progress
+            for key, progress in self._memory.progress.items()
+            if (key.organization_id, key.walkthrough_id) == (organization_id, walkthrough_id)
+        ]
+
+
+class MemoryAssignmentStore:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
 
     async def assign(
         self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis
     ) -> Sequence[Assignment]:
+        id = self._id(organization_id, key)
+        return [_place(self._memory, placement, id) for placement in placements]
+
+    async def unassign(self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey]) -> Sequence[bool]:
+        id = self._id(organization_id, key)
+        return [self._memory.assignments.pop((server, id), None) is not None for server in servers]
+
+    async def set_enabled(
+        self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey], *, is_enabled: bool
+    ) -> Sequence[bool]:
+        id = self._id(organization_id, key)
+        if any((server, id) not in self._memory.assignments for server in servers):
+            raise NotFound(f"walkthrough {key!r} is not on this server: assign it first")
+        were = [self._memory.assignments[server, id] for server in servers]
+        for assignment in were:
+            self._memory.assignments[assignment.server, id] = replace(assignment, is_enabled=is_enabled)
+        return [assignment.is_enabled is not is_enabled for assignment in were]
+
+    async def order(self, server: ServerKey, first: Sequence[str]) -> Sequence[str]:
+        keys = {walkthrough.id: walkthrough.state.key for walkthrough in self._memory.walkthroughs.values()}
+        listed = [assignment for (at, _), assignment in self._memory.assignments.items() if at == server]
+        listed.sort(key=lambda each: (each.display_order, keys[each.walkthrough_id]))
+        ids = {keys[each.walkthrough_id]: each.walkthrough_id for each in listed}
+        ordered = in_order(list(ids), first)
+        for place, key in enumerate(ordered, start=1):
+            at = (server, ids[key])
+            self._memory.assignments[at] = replace(self._memory.assignments[at], display_order=place)
+        return ordered
+
+    def _id(self, organization_id: OrganizationId, key: str) -> WalkthroughId:
         walkthrough = self._memory.walkthroughs.get((organization_id, key))
         if walkthrough is None:
-            raise NotFound(key)
-        assigned = []
-        for placement in placements:
-            at = (placement.server, walkthrough.id)
-            there = self._memory.assignments.get(at)
-            order = placement.display_order
-            if order is None:
-                others = [each.display_order for (on, _), each in self._memory.assignments.items() if on == at[0]]
-                order = there.display_order if there else max(others, default=0) + 1
-            assignment = replace(there, display_order=order) if there else Assignment(*at, order)
-            self._memory.assignments[at] = assignment
-            assigned.append(assignment)
-        return assigned
+            raise unknown(key)
+        return walkthrough.id
+
+
+def _place(memory: Memory, placement: Placement, id: WalkthroughId) -> Assignment:
+    at = (placement.server, id)
+    there = memory.assignments.get(at)
+    order = placement.display_order
+    if order is None:
+        others = [each.display_order for (on, _), each in memory.assignments.items() if on == at[0]]
+        order = there.display_order if there else max(others, default=0) + 1
+    assignment = replace(there, display_order=order) if there else Assignment(*at, order)
+    memory.assignments[at] = assignment
+    return assignment

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.content.check import check_manuscript
+from adapters.postgres.assignments import PostgresAssignmentStore
 from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Database
@@ -15,6 +16,7 @@ from application.authoring import Authoring
 from application.identity import Identity
 from application.learning import Learning
 from application.ports import (
+    AssignmentStore,
     CallLog,
     Catalogue,
     Ids,
@@ -35,6 +37,7 @@ from tests import fakes
 class World:
     tenants: TenantStore
     walkthroughs: WalkthroughStore
+    assignments: AssignmentStore
     catalogue: Catalogue
     library: VersionLibrary
     progress: ProgressStore
@@ -46,7 +49,15 @@ class World:
 
     def __post_init__(self) -> None:
         self.tenancy = Tenancy(self.tenants, self.ids, self.clock)
-        self.authoring = Authoring(self.walkthroughs, check_manuscript, self.tenancy, self.ids, self.clock)
+        self.authoring = Authoring(
+            self.walkthroughs,
+            self.assignments,
+            self.library,
+            check_manuscript,
+            self.tenancy,
+            self.ids,
+            self.clock,
+        )
         self.identity = Identity(self.tokens, self.ids, self.clock)
         self.learning = Learning(self.catalogue, self.library, self.progress, self.clock)
 
@@ -70,6 +81,7 @@ class World:
         organization: str = "acme",
         policy: PublishPolicy = PublishPolicy.KEEP,
         servers: tuple[str, ...] = ("guides",),
+        by: str = "author@example.com",
     ) -> int:
         """Publishes a walkthrough with steps of these keys, and returns the version's number."""
         stored = await self.authoring.push(
@@ -77,6 +89,7 @@ class World:
             manuscript(*steps, key=key, title=title),
             publish=policy,
             servers=[(slug, None) for slug in servers],
+            by=by,
         )
         return stored.version
 
@@ -97,6 +110,7 @@ def in_memory(memory: fakes.Memory | None = None, **given: Any) -> World:
     return World(
         tenants=fakes.MemoryTenantStore(memory),
         walkthroughs=fakes.MemoryWalkthroughStore(memory),
+        assignments=fakes.MemoryAssignmentStore(memory),
         catalogue=fakes.MemoryCatalogue(memory),
         library=fakes.MemoryVersionLibrary(memory),
         progress=fakes.MemoryProgressStore(memory),
@@ -111,6 +125,7 @@ def on_postgres(database: Database, **given: Any) -> World:
     return World(
         tenants=PostgresTenantStore(database),
         walkthroughs=PostgresWalkthroughStore(database),
+        assignments=PostgresAssignmentStore(database),
         catalogue=PostgresCatalogue(database),
         library=PostgresVersionLibrary(database),
         progress=PostgresProgressStore(database),

@@ -142,6 +142,8 @@ walkthrough_versions = Table(
     _millis("published_at", nullable=True),
     _text("published_by", nullable=True),
     _millis("created_at"),
+    Column("revision", Integer, nullable=False, server_default=text("0")),
+    Column("pushed_revision", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint(*_VERSION_COLUMNS, name="walkthrough_versions_pkey"),
     _parent("walkthrough_versions_walkthrough_fkey", *_WALKTHROUGH),
     ForeignKeyConstraint(
@@ -179,7 +181,7 @@ walkthrough_steps = Table(
     _text("delivery"),
     _integer("estimated_minutes", nullable=True),
     PrimaryKeyConstraint(*_VERSION_COLUMNS, "id", name="walkthrough_steps_pkey"),
-    UniqueConstraint(*_VERSION_COLUMNS, "key", name="walkthrough_steps_key_key"),
+    UniqueConstraint(*_VERSION_COLUMNS, "key", name="walkthrough_steps_key_key", deferrable=True, initially="DEFERRED"),
     UniqueConstraint(
         *_VERSION_COLUMNS,
         "position",
@@ -203,6 +205,37 @@ walkthrough_steps = Table(
         deferrable=True,
         initially="DEFERRED",
     ),
+)
+
+walkthrough_draft_edits = Table(
+    "walkthrough_draft_edits",
+    metadata,
+    _text("organization_id"),
+    _text("walkthrough_id"),
+    _integer("version"),
+    _integer("revision"),
+    Column("edit", JSONB, nullable=False),
+    _text("edited_by"),
+    _millis("edited_at"),
+    PrimaryKeyConstraint(*_VERSION_COLUMNS, "revision", name="walkthrough_draft_edits_pkey"),
+    _parent("walkthrough_draft_edits_version_fkey", *_VERSION),
+)
+
+walkthrough_ledger = Table(
+    "walkthrough_ledger",
+    metadata,
+    _text("organization_id"),
+    _text("walkthrough_id"),
+    _integer("number"),
+    _text("deed"),
+    _integer("version", nullable=True),
+    _text("content_hash", nullable=True),
+    _text("policy", nullable=True),
+    _integer("source_version", nullable=True),
+    _text("acted_by", nullable=True),
+    _millis("acted_at"),
+    PrimaryKeyConstraint("organization_id", "walkthrough_id", "number", name="walkthrough_ledger_pkey"),
+    _parent("walkthrough_ledger_walkthrough_fkey", *_WALKTHROUGH),
 )
 
 mcp_server_walkthroughs = Table(
@@ -236,6 +269,7 @@ walkthrough_progress = Table(
     _parent("walkthrough_progress_server_fkey", *_SERVER),
     _parent("walkthrough_progress_user_fkey", *_USER),
     _parent("walkthrough_progress_version_fkey", *_VERSION),
+    Index("walkthrough_progress_by_walkthrough", "organization_id", "walkthrough_id"),
     postgresql_with={"fillfactor": 80},
 )
 
@@ -259,6 +293,7 @@ walkthrough_progress_events = Table(
         "walkthrough_progress",
         _PROGRESS_COLUMNS,
     ),
+    Index("walkthrough_progress_events_by_time", "organization_id", "walkthrough_id", "occurred_at"),
 )
 
 tool_calls = Table(

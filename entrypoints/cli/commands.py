@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import logging
 import sys
@@ -169,7 +170,7 @@ def push(folder: Path, org: str, publish: bool, servers: Sequence[str], data_dir
     stored = _with_container(
         data_dir,
         lambda container: container.authoring().push(
-            org, manuscript, publish=PublishPolicy.KEEP if publish else None, servers=placements
+            org, manuscript, publish=PublishPolicy.KEEP if publish else None, servers=placements, by=getpass.getuser()
         ),
     )
     if stored.is_unchanged:

@@ -74,6 +74,7 @@ async def prepare_demo(storage: Storage, settings: Settings) -> str:
                 container.read_folder()(folder),
                 publish=PublishPolicy.OFFER,
                 servers=[(DEMO, None)],
+                by="cairn dev",
             )
         return await _token(container, settings.data_dir)
 

@@ -107,7 +107,7 @@ async def test_a_note_is_known_by_attempt_step_and_text(world: World) -> None:
 async def test_drafts_unknown_versions_and_other_organisations_are_not_in_the_library(world: World) -> None:
     await world.server()
     number = await world.publish("a")
-    draft = await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[])
+    draft = await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[], by="author@example.com")
     organization_id = await world.tenants.organization("acme")
     other = await world.tenancy.create_organization("globex")
     assert organization_id is not None
@@ -171,7 +171,9 @@ async def test_a_list_is_in_display_order(world: World) -> None:
 
 async def test_a_walkthrough_that_was_never_published_is_nowhere(world: World) -> None:
     server = await world.server()
-    await world.authoring.push("acme", manuscript("a"), publish=None, servers=[("guides", None)])
+    await world.authoring.push(
+        "acme", manuscript("a"), publish=None, servers=[("guides", None)], by="author@example.com"
+    )
     assert await world.catalogue.standings(Caller(server.key, None)) == []
 
 

@@ -76,8 +76,12 @@ async def test_a_revoked_token_ends_at_once_and_no_other_does(world: World) -> N
 @pytest.mark.promise("version.unchanged")
 async def test_equal_content_makes_no_new_version(world: World) -> None:
     await world.server()
-    first = await world.authoring.push("acme", manuscript("a", "b"), publish=PublishPolicy.KEEP, servers=[])
-    again = await world.authoring.push("acme", manuscript("a", "b"), publish=PublishPolicy.SUPERSEDE, servers=[])
+    first = await world.authoring.push(
+        "acme", manuscript("a", "b"), publish=PublishPolicy.KEEP, servers=[], by="author@example.com"
+    )
+    again = await world.authoring.push(
+        "acme", manuscript("a", "b"), publish=PublishPolicy.SUPERSEDE, servers=[], by="author@example.com"
+    )
     assert (first.version, first.is_unchanged) == (1, False)
     assert (again.version, again.is_unchanged, again.walkthrough_id) == (1, True, first.walkthrough_id)
 
@@ -85,21 +89,25 @@ async def test_equal_content_makes_no_new_version(world: World) -> None:
 async def test_a_draft_is_replaced_until_it_is_published(world: World) -> None:
     await world.server()
     for steps in (("a",), ("a", "b"), ("b", "a")):
-        draft = await world.authoring.push("acme", manuscript(*steps), publish=None, servers=[])
+        draft = await world.authoring.push(
+            "acme", manuscript(*steps), publish=None, servers=[], by="author@example.com"
+        )
         assert (draft.version, draft.is_published) == (1, False)
-    published = await world.authoring.push("acme", manuscript("b", "a"), publish=PublishPolicy.KEEP, servers=[])
+    published = await world.authoring.push(
+        "acme", manuscript("b", "a"), publish=PublishPolicy.KEEP, servers=[], by="author@example.com"
+    )
     assert (published.version, published.is_published) == (1, True)
-    changed = await world.authoring.push("acme", manuscript("b"), publish=None, servers=[])
+    changed = await world.authoring.push("acme", manuscript("b"), publish=None, servers=[], by="author@example.com")
     assert (changed.version, changed.is_published) == (2, False)
 
 
 async def test_a_push_of_what_is_published_leaves_no_draft_behind(world: World) -> None:
     await world.server()
-    await world.authoring.push("acme", manuscript("a"), publish=PublishPolicy.KEEP, servers=[])
-    await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[])
-    again = await world.authoring.push("acme", manuscript("a"), publish=None, servers=[])
+    await world.authoring.push("acme", manuscript("a"), publish=PublishPolicy.KEEP, servers=[], by="author@example.com")
+    await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[], by="author@example.com")
+    again = await world.authoring.push("acme", manuscript("a"), publish=None, servers=[], by="author@example.com")
     assert (again.version, again.is_unchanged) == (1, True)
-    draft = await world.authoring.push("acme", manuscript("a", "c"), publish=None, servers=[])
+    draft = await world.authoring.push("acme", manuscript("a", "c"), publish=None, servers=[], by="author@example.com")
     assert (draft.version, draft.is_unchanged) == (2, False)
 
 
@@ -108,7 +116,11 @@ async def test_nothing_is_stored_when_a_server_is_not_the_organisations(world: W
     await world.server("globex", "labs")
     with pytest.raises(NotFound):
         await world.authoring.push(
-            "acme", manuscript("a"), publish=PublishPolicy.KEEP, servers=[("guides", None), ("labs", None)]
+            "acme",
+            manuscript("a"),
+            publish=PublishPolicy.KEEP,
+            servers=[("guides", None), ("labs", None)],
+            by="author@example.com",
         )
     assert await world.catalogue.standings(Caller(server.key, None)) == []
     with pytest.raises(NotFound):

@@ -72,9 +72,9 @@ def logged_in(url: str, login: str) -> str:
     return make_url(url).set(username=login, password=login).render_as_string(hide_password=False)
 
 
-# One organisation, called `$`, with a row in every table. Version 1 is withdrawn, 2 is published and the latest,
-# 3 is the draft; the steps of version 3 are $31, $32 and $33.
-_ORGANIZATION = """
+# One organisation, called `$`, with a row in every table of the first release, in that release's words. Version 1 is
+# withdrawn, 2 is published and the latest, 3 is the draft; the steps of version 3 are $31, $32 and $33.
+FIRST_RELEASE = """
 insert into organizations values ('$', '$', 'Organisation $', 1);
 insert into mcp_servers (organization_id, id, slug, custom_domain, name, auth_mode, created_at)
 values ('$', 'srv_$', '$', '$.example.com', 'Server', 'on_demand', 1);
@@ -127,11 +127,23 @@ values ('$', 1, 'call_1', 'srv_$', 'list_walkthroughs', '2025-11-25', 'ok', 1, '
 """
 
 
+# And a row in every table that came later.
+_LATER = """
+update walkthrough_versions set revision = 1 where organization_id = '$' and version = 3;
+insert into walkthrough_draft_edits (organization_id, walkthrough_id, version, revision, edit, edited_by, edited_at)
+values ('$', 'wt_$', 3, 1, '{"kind": "remove", "step_key": "key-4"}', 'ada@example.com', 1);
+insert into walkthrough_ledger (organization_id, walkthrough_id, number, deed, version, content_hash, policy,
+       source_version, acted_by, acted_at)
+values ('$', 'wt_$', 1, 'published', 1, 'hash 1', 'keep', null, null, 1),
+       ('$', 'wt_$', 2, 'published', 2, 'hash 2', 'keep', null, 'ada@example.com', 1);
+"""
+
+
 @pytest.fixture
 async def tenants(owner: asyncpg.Connection) -> asyncpg.Connection:
     """The owner's connection, to two organisations `a` and `b` that differ in nothing but their names."""
     for organization in ("a", "b"):
-        await owner.execute(_ORGANIZATION.replace("$", organization))
+        await owner.execute((FIRST_RELEASE + _LATER).replace("$", organization))
     return owner
 
 

@@ -36,6 +36,7 @@ def _change(table: str, where: str = "true", **changes: object) -> str:
 
 DRAFT = "version = 3"
 LAST = "id = 'a33'"
+FIRST_ENTRY = "number = 1"
 STARTED = "revision = 1"
 ADVANCED = "revision = 2"
 OLD_CALL = "created_at = 1"
@@ -110,6 +111,34 @@ REFUSALS = [
     ("walkthrough_steps_version_fkey", _copy("walkthrough_steps", LAST, version=9)),
     ("walkthrough_steps_version_fkey", _copy("walkthrough_steps", LAST, walkthrough_id="wt_b")),
     ("walkthrough_steps_delivery_check", _change("walkthrough_steps", LAST, delivery="'sung'")),
+    ("walkthrough_versions_revision_check", _change("walkthrough_versions", DRAFT, revision="-1")),
+    ("walkthrough_versions_revision_check", _change("walkthrough_versions", DRAFT, pushed_revision="2")),
+    ("walkthrough_draft_edits_pkey", _copy("walkthrough_draft_edits")),
+    ("walkthrough_draft_edits_version_fkey", _copy("walkthrough_draft_edits", version=9)),
+    ("walkthrough_draft_edits_version_fkey", _copy("walkthrough_draft_edits", walkthrough_id="wt_b")),
+    ("walkthrough_draft_edits_revision_check", _copy("walkthrough_draft_edits", revision=0)),
+    ("walkthrough_ledger_pkey", _copy("walkthrough_ledger", FIRST_ENTRY)),
+    ("walkthrough_ledger_walkthrough_fkey", _copy("walkthrough_ledger", FIRST_ENTRY, walkthrough_id="wt_b")),
+    ("walkthrough_ledger_number_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=0)),
+    ("walkthrough_ledger_deed_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, deed="burnt")),
+    ("walkthrough_ledger_policy_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, policy="maybe")),
+    ("walkthrough_ledger_version_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, version=None)),
+    ("walkthrough_ledger_version_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, content_hash=None)),
+    ("walkthrough_ledger_version_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, policy=None)),
+    ("walkthrough_ledger_version_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, source_version=1)),
+    ("walkthrough_ledger_version_check", _copy("walkthrough_ledger", FIRST_ENTRY, number=3, deed="rolled_back")),
+    (
+        "walkthrough_ledger_version_check",
+        _copy(
+            "walkthrough_ledger",
+            FIRST_ENTRY,
+            number=3,
+            deed="unpublished",
+            version=None,
+            content_hash=None,
+            policy=None,
+        ),
+    ),
     ("mcp_server_walkthroughs_pkey", _copy("mcp_server_walkthroughs", display_order=2)),
     ("mcp_server_walkthroughs_server_fkey", _copy("mcp_server_walkthroughs", mcp_server_id="srv_b")),
     ("mcp_server_walkthroughs_walkthrough_fkey", _copy("mcp_server_walkthroughs", walkthrough_id="wt_b")),
@@ -313,6 +342,194 @@ async def test_a_version_begins_as_a_draft(tenants: asyncpg.Connection, version:
         await tenants.execute(_copy("walkthrough_versions", f"version = {version}", version=9))
 
 
+# ------------------------------------------------------------------------------------------- every other way in
+
+# Steps a21 to a23 are the published version's, a31 to a33 the draft's. Each of these would leave a published version
+# with other steps, or another version than people were told; each is one statement, or all there is in a transaction.
+_PUBLISH_TOO = (
+    "update walkthrough_versions set state = 'published', on_publish = 'keep', published_at = 1"
+    " where organization_id = 'a' and version = 3"
+)
+# Leads to the first step, and breaks no constraint: it alone is not reached.
+_STEP_TOO = (
+    "insert into walkthrough_steps (organization_id, walkthrough_id, version, id, key, title, next_step_id, content,"
+    " delivery) select 'a', 'wt_a', 3, 'a34', 'k', 'K', 'a31', 'Do it.', 'explain'"
+)
+WAYS = {
+    "a step, then the publish, in one statement": (
+        f"with s as ({_STEP_TOO} returning 1) {_PUBLISH_TOO} and exists (select from s)"
+    ),
+    "the publish, then a step, in one statement": f"with p as ({_PUBLISH_TOO} returning 1) {_STEP_TOO} from p",
+    "the publish, then without its last step, in one statement": (
+        f"with p as ({_PUBLISH_TOO} returning 1), l as (update walkthrough_steps set next_step_id = null"
+        " where organization_id = 'a' and id = 'a32' and exists (select from p) returning 1)"
+        " delete from walkthrough_steps where organization_id = 'a' and id = 'a33' and exists (select from l)"
+    ),
+    "the publish, then another order, in one statement": (
+        f"with p as ({_PUBLISH_TOO} returning 1) update walkthrough_steps"
+        " set next_step_id = case id when 'a31' then 'a33' when 'a33' then 'a32' end"
+        " where organization_id = 'a' and version = 3 and exists (select from p)"
+    ),
+    "a step after the publish, in one transaction": f"{_PUBLISH_TOO}; {_STEP_TOO}",
+    "a step after the publish, constraints deferred": f"set constraints all deferred; {_PUBLISH_TOO}; {_STEP_TOO}",
+    "a broken chain, constraints immediate": (
+        "set constraints all immediate;"
+        f" update walkthrough_steps set next_step_id = 'a31' where organization_id = 'a' and id = 'a33'; {_PUBLISH_TOO}"
+    ),
+    "two steps of one key, constraints deferred": (
+        f"update walkthrough_steps set key = 'key-1' where organization_id = 'a' and version = 3; {_PUBLISH_TOO}"
+    ),
+    "a version is inserted published": _copy(
+        "walkthrough_versions", DRAFT, version=4, state="published", on_publish="keep", published_at=1
+    ),
+    "a version becomes published on conflict": (
+        _copy("walkthrough_versions", DRAFT, step_count=2)
+        + " on conflict (organization_id, walkthrough_id, version) do update"
+        " set state = 'published', on_publish = 'keep', published_at = 1, step_count = excluded.step_count"
+    ),
+    "a published version changes on conflict": (
+        _copy("walkthrough_versions", DRAFT, version=2)
+        + " on conflict (organization_id, walkthrough_id, version) do update set title = 'Other'"
+    ),
+    "a published step changes on conflict": (
+        _copy("walkthrough_steps", "id = 'a22'")
+        + " on conflict (organization_id, walkthrough_id, version, id) do update set title = 'Other'"
+    ),
+    "a published version is merged into": (
+        "merge into walkthrough_versions v using (values ('a', 2)) as it (organization_id, version)"
+        " on v.organization_id = it.organization_id and v.version = it.version"
+        " when matched then update set title = 'Other'"
+    ),
+    "a published version is merged away": (
+        "merge into walkthrough_versions v using (values ('a', 2)) as it (organization_id, version)"
+        " on v.organization_id = it.organization_id and v.version = it.version when matched then delete"
+    ),
+    "a published step is merged into": (
+        "merge into walkthrough_steps s using (values ('a', 'a22')) as it (organization_id, id)"
+        " on s.organization_id = it.organization_id and s.id = it.id when matched then update set title = 'Other'"
+    ),
+    "a published step is merged away": (
+        "merge into walkthrough_steps s using (values ('a', 'a22')) as it (organization_id, id)"
+        " on s.organization_id = it.organization_id and s.id = it.id when matched then delete"
+    ),
+    "a step is merged into a published version": (
+        "merge into walkthrough_steps s using (values ('a', 'a24')) as it (organization_id, id)"
+        " on s.organization_id = it.organization_id and s.id = it.id when not matched then"
+        " insert (organization_id, walkthrough_id, version, id, key, title, content, delivery)"
+        " values ('a', 'wt_a', 2, 'a24', 'k', 'K', 'Do it.', 'explain')"
+    ),
+    "a draft's step takes a published one's place": (
+        "update walkthrough_steps set version = 2, id = 'a24', key = 'k', position = 9"
+        " where organization_id = 'a' and id = 'a33'"
+    ),
+    "the versions exchange their numbers": (
+        "update walkthrough_versions set version = 5 - version where organization_id = 'a' and version in (2, 3)"
+    ),
+    "a version goes to another organisation": (
+        "update walkthrough_versions set organization_id = 'b' where organization_id = 'a' and version = 2"
+    ),
+    "a walkthrough goes to another organisation": (
+        "update walkthroughs set organization_id = 'b', id = 'wt_c', key = 'c' where organization_id = 'a'"
+    ),
+    "a walkthrough gets another id": "update walkthroughs set id = 'wt_c' where organization_id = 'a'",
+    "an organisation gets another id": "update organizations set id = 'c' where id = 'a'",
+    "a walkthrough is replaced within one statement": (
+        "with gone as (delete from walkthroughs where organization_id = 'a' returning *)"
+        " insert into walkthroughs select * from gone"
+    ),
+    "all but the latest version go": "delete from walkthrough_versions where organization_id = 'a' and version < 2",
+    "versions are truncated": "truncate walkthrough_versions cascade",
+    "steps are truncated": "truncate walkthrough_steps cascade",
+    "the ledger is truncated": "truncate walkthrough_ledger",
+    "organisations are truncated": "truncate organizations cascade",
+    "the latest version is the draft": "update walkthroughs set latest_version = 3 where organization_id = 'a'",
+    "the latest version is an older one": "update walkthroughs set latest_version = 1 where organization_id = 'a'",
+    "there is no latest version any more": (
+        "update walkthroughs set latest_version = null, is_published = false where organization_id = 'a'"
+    ),
+    "a walkthrough begins with a draft for its latest version": (
+        "with w as (insert into walkthroughs values ('a', 'wt_n', 'new', true, 1, null, 1, 1) returning 1)"
+        " insert into walkthrough_versions (organization_id, walkthrough_id, version, state, title, description, type,"
+        " step_count, content_hash, created_at) select 'a', 'wt_n', 1, 'draft', 'T', 'D', 'course', 0, 'h', 1 from w"
+    ),
+    "the ledger is rewritten": "update walkthrough_ledger set acted_by = 'eve' where organization_id = 'a'",
+    "the ledger is touched": "update walkthrough_ledger set acted_by = acted_by where organization_id = 'a'",
+    "the ledger forgets": "delete from walkthrough_ledger where organization_id = 'a' and number = 1",
+    "the ledger is merged into": (
+        "merge into walkthrough_ledger l using (values ('a', 1)) as it (organization_id, number)"
+        " on l.organization_id = it.organization_id and l.number = it.number when matched then delete"
+    ),
+    "the ledger changes on conflict": (
+        _copy("walkthrough_ledger", FIRST_ENTRY)
+        + " on conflict (organization_id, walkthrough_id, number) do update set acted_by = 'eve'"
+    ),
+}
+
+
+async def _published(connection: asyncpg.Connection) -> list[object]:
+    """All that was published, as it is stored: versions, steps, the latest one's number and the ledger."""
+    tables = ("walkthrough_versions", "walkthrough_steps")
+    rows: list[object] = []
+    for table in tables:
+        rows += await connection.fetch(
+            f"select it from {table} it join walkthrough_versions v using (organization_id, walkthrough_id, version)"
+            " where v.state <> 'draft' order by it"
+        )
+    rows += await connection.fetch("select id, latest_version, is_published from walkthroughs order by organization_id")
+    rows += await connection.fetch("select it from walkthrough_ledger it order by it")
+    return rows
+
+
+@pytest.mark.promise("version.frozen")
+@pytest.mark.parametrize("role", ["owner", "service"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_there_is_no_way_to_change_what_is_published(tenants: asyncpg.Connection, way: str, role: str) -> None:
+    """As the owner, a superuser even, with every trigger on; and as the service, whom grants hold back too."""
+    before = await _published(tenants)
+    if role == "service":
+        await tenants.execute("set role cairn_service")
+    with pytest.raises((asyncpg.IntegrityConstraintViolationError, asyncpg.InsufficientPrivilegeError)) as refused:
+        await tenants.execute(way)
+    await tenants.execute("reset role")
+    if role == "owner":
+        assert isinstance(refused.value, asyncpg.IntegrityConstraintViolationError)
+    assert await _published(tenants) == before
+
+
+@pytest.mark.promise("version.frozen")
+@pytest.mark.parametrize("table", ["walkthrough_versions", "walkthrough_steps"])
+async def test_nothing_is_copied_into_a_published_version(tenants: asyncpg.Connection, table: str) -> None:
+    before = await _published(tenants)
+    row: dict[str, object] = {"organization_id": "a", "walkthrough_id": "wt_a", "title": "T"}
+    if table == "walkthrough_steps":
+        row |= {"version": 2, "id": "a24", "key": "k", "content": "C", "delivery": "explain"}
+    else:
+        row |= {"version": 4, "state": "published", "on_publish": "keep", "published_at": 1, "description": "D"}
+        row |= {"type": "course", "step_count": 0, "content_hash": "h", "created_at": 1, "first_step_id": "a21"}
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await tenants.copy_records_to_table(table, records=[tuple(row.values())], columns=list(row))
+    assert await _published(tenants) == before
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_publish_that_could_not_see_a_step_added_meanwhile_is_refused(
+    tenants: asyncpg.Connection, racer: asyncpg.Connection, isolation: str
+) -> None:
+    """Its snapshot is older than the step, which would then belong to the version, and to no chain."""
+    await racer.execute(f"begin isolation level {isolation}; select from walkthrough_steps")
+    await tenants.execute(_STEP_TOO)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="read committed"):
+        await racer.execute(_PUBLISH)
+    await racer.execute("rollback")
+    assert await _state(tenants) == "draft"
+
+
+async def test_a_ledger_goes_with_its_walkthrough_alone(tenants: asyncpg.Connection) -> None:
+    await tenants.execute("delete from walkthroughs where organization_id = 'a'")
+    assert await tenants.fetchval("select count(*) from walkthrough_ledger where organization_id = 'a'") == 0
+    assert await tenants.fetchval("select count(*) from walkthrough_ledger where organization_id = 'b'") == 2
+
+
 # --------------------------------------------------------------------------------------------------- publishing
 
 _PUBLISH = _change("walkthrough_versions", DRAFT, state="'published'", on_publish="'keep'", published_at="1")
@@ -442,7 +659,7 @@ async def test_a_draft_goes_with_its_steps(tenants: asyncpg.Connection) -> None:
         "select count(*) from walkthrough_steps where organization_id = 'a' and version = 3"
     )
     await tenants.execute("delete from walkthrough_versions where organization_id = 'a' and version = 3")
-    gone = {"walkthrough_versions": 1, "walkthrough_steps": drafted}
+    gone = {"walkthrough_versions": 1, "walkthrough_steps": drafted, "walkthrough_draft_edits": 1}
     assert await _rows(tenants, "a") == {table: rows - gone.get(table, 0) for table, rows in before.items()}
     assert await _rows(tenants, "b") == others
 

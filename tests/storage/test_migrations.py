@@ -26,8 +26,10 @@ from adapters.postgres import connections
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from adapters.postgres.schema import check_schema, migrate
 from adapters.postgres.tables import metadata
+from domain.draft import RemoveStep
 from domain.errors import WrongSchema
-from tests.storage.conftest import logged_in, until_waited_for
+from domain.walkthrough import PublishPolicy
+from tests.storage.conftest import FIRST_RELEASE, logged_in, until_waited_for
 from tests.worlds import on_postgres
 
 MIGRATIONS = Path(migrations.__file__).parent
@@ -123,6 +125,36 @@ async def test_each_migration_goes_up_down_and_up_again(empty_url: str) -> None:
             await _up_to(empty_url, revision)
             assert await _catalogue(empty_url) == up
         assert await connection.fetchval("select version_num from alembic_version") == _revisions()[-1]
+
+
+async def test_what_the_first_release_stored_is_edited_and_published_and_stays_when_taken_back(empty_url: str) -> None:
+    await _up_to(empty_url, "0002")
+    async with _connected(empty_url) as connection:
+        for organization in ("a", "b"):
+            await connection.execute(FIRST_RELEASE.replace("$", organization))
+        await _up_to(empty_url, "head")
+        ledger = "select organization_id, number, deed, version, content_hash, policy, acted_by from walkthrough_ledger"
+        recorded = [tuple(row) for row in await connection.fetch(f"{ledger} order by 1, 2")]
+        assert recorded == [
+            (organization, number, "published", number, f"hash {number}", "keep", None)
+            for organization in ("a", "b")
+            for number in (1, 2)
+        ]
+        async with Database(Access(empty_url, assume_role=True)) as database:
+            authoring = on_postgres(database).authoring
+            draft = await authoring.edit("a", "tour", (3, 0), [RemoveStep("key-2")], by="ada")
+            assert [step.text.key for step in draft.steps] == ["key-1", "key-3"]
+            published = await authoring.publish("a", "tour", (3, 1), PublishPolicy.KEEP, by="ada")
+            assert (published.version, published.is_published) == (3, True)
+            await authoring.edit("b", "tour", (3, 0), [RemoveStep("key-1")], by="bob")
+        steps = "select organization_id, version, id, next_step_id from walkthrough_steps order by 1, 2, 3"
+        before = await connection.fetch(steps)
+        await _on(empty_url, lambda connection: command.downgrade(_config(connection), "0002"))
+        assert await connection.fetch(steps) == before
+        # As the first release replaces a draft.
+        await connection.execute("delete from walkthrough_versions where organization_id = 'b' and version = 3")
+        await _up_to(empty_url, "head")
+        assert await connection.fetchval("select count(*) from walkthrough_ledger where organization_id = 'a'") == 3
 
 
 async def test_migrating_again_changes_nothing(fresh_url: str) -> None:

@@ -23,8 +23,10 @@ MAY = {
     "access_tokens": ADDED | {"DELETE"},  # one that is revoked
     "walkthroughs": ADDED | {"UPDATE"},  # the latest version
     "walkthrough_versions": ADDED | {"UPDATE", "DELETE"},  # a publish, and a draft that is replaced
-    "walkthrough_steps": ADDED,
-    "mcp_server_walkthroughs": ADDED | {"UPDATE"},  # the place in the list
+    "walkthrough_steps": ADDED | {"UPDATE", "DELETE"},  # a draft's; a trigger guards those of published versions
+    "walkthrough_draft_edits": ADDED,  # the record of who edited what
+    "walkthrough_ledger": ADDED,  # and of who did what
+    "mcp_server_walkthroughs": ADDED | {"UPDATE", "DELETE"},  # the place in the list, and being taken from it
     "walkthrough_progress": ADDED | {"UPDATE"},
     "walkthrough_progress_events": ADDED,  # the record of what happened
     "tool_calls": ADDED,
@@ -138,8 +140,14 @@ async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection
         "delete from mcp_servers",
         "delete from mcp_server_users",
         "delete from walkthroughs",
-        "delete from walkthrough_steps",
-        "delete from mcp_server_walkthroughs",
+        "update walkthrough_draft_edits set edited_by = 'eve'",
+        "delete from walkthrough_draft_edits",
+        "truncate walkthrough_draft_edits",
+        "update walkthrough_ledger set acted_by = 'eve'",
+        "delete from walkthrough_ledger",
+        "truncate walkthrough_ledger",
+        "truncate walkthrough_steps cascade",
+        "set constraints all immediate; alter table walkthrough_ledger disable trigger all",
         "drop trigger walkthrough_steps_guard on walkthrough_steps",
         "create or replace function walkthrough_steps_guard() returns trigger language plpgsql as 'begin end'",
         "create index mine on walkthroughs (created_at)",
@@ -194,7 +202,7 @@ async def test_work_leaves_nothing_behind_on_a_session(owner_url: str, owner: as
         server = await world.server()
         for steps in (("a", "b"), ("a", "b", "c")):
             await world.publish(*steps)
-        await world.authoring.push("acme", manuscript("draft"), publish=None, servers=[])
+        await world.authoring.push("acme", manuscript("draft"), publish=None, servers=[], by="author@example.com")
         caller = await world.caller(server)
         lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
         await world.learning.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
