@@ -21,6 +21,7 @@ from domain.tenancy import (
     Millis,
     OrganizationId,
     Server,
+    ServerId,
     ServerKey,
     StepId,
     UserId,
@@ -358,3 +359,106 @@ class ServerListing:
     server: Server
     assigned: int
     """How many walkthroughs are on it."""
+
+
+# -------------------------------------------------------------------------------------------------- insight
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Which attempts are counted; the terms are defined in `application.insight`. None leaves a choice open."""
+
+    version: int | None
+    server_id: ServerId | None
+    since: Millis | None
+    """Those that began then or later."""
+    until: Millis | None
+    """Those that began before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The lengths by which attempts are judged, in milliseconds, and the moment at which they are."""
+
+    now: Millis
+    pause: Millis
+    too_fast: Millis
+    abandoned_after: Millis
+    max_notes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCounts:
+    """How many attempts; `people` counts the persons who made them."""
+
+    people: int
+    started: int
+    completed: int
+    in_progress: int
+    abandoned: int
+    restarted: int
+    moved_on: int
+    resumed: int
+    skipped: int
+    stuck: int
+    too_fast: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """How many attempts, at the step with this key."""
+
+    key: str
+    reached: int
+    completed: int
+    here: int
+    skipped: int
+    stuck: int
+    too_fast: int
+    timed: int
+    median_active: Millis | None
+    """Over the `timed` attempts; None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StuckNote:
+    """What somebody wrote who was stuck. Text of theirs: anything may be in it."""
+
+    step_key: str
+    version: int
+    note: str
+    reported_at: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the events of a cohort add up to."""
+
+    attempts: AttemptCounts
+    steps: Mapping[str, StepCounts]
+    """By key; a step at which nothing happened is left out."""
+    note_count: int
+    notes: Sequence[StuckNote]
+    """The newest of them, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A walkthrough to be counted. `latest_version` is None where it was never published."""
+
+    walkthrough_id: WalkthroughId
+    latest_version: int | None
+
+
+class Funnels(Protocol):
+    """Adds up what happened, from the progress events alone."""
+
+    async def subject(self, organization_id: OrganizationId, key: str) -> Subject | None:
+        """The organisation's walkthrough with this key; None where there is none."""
+        ...
+
+    async def counts(
+        self, organization_id: OrganizationId, walkthrough_id: WalkthroughId, cohort: Cohort, measures: Measures
+    ) -> Counts:
+        """All numbers of one cohort, as of one moment. Reads, and may take some seconds over a million events."""
+        ...

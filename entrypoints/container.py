@@ -20,6 +20,7 @@ from adapters.postgres.assignments import PostgresAssignmentStore
 from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
+from adapters.postgres.insight import PostgresFunnels
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
 from adapters.postgres.tenancy import (
     PostgresServerDirectory,
@@ -30,6 +31,7 @@ from adapters.postgres.tenancy import (
 from adapters.system import RandomIds, SystemClock
 from application.authoring import Authoring
 from application.identity import Identity
+from application.insight import Insight
 from application.learning import Learning
 from application.tenancy import Tenancy
 from domain.errors import NotFound
@@ -63,11 +65,13 @@ class Container(containers.DeclarativeContainer):
     tenants = providers.Singleton(PostgresTenantStore, database)
     walkthroughs = providers.Singleton(PostgresWalkthroughStore, database)
     assignments = providers.Singleton(PostgresAssignmentStore, database)
+    funnels = providers.Singleton(PostgresFunnels, database)
 
     learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
     tenancy = providers.Factory(Tenancy, tenants, ids, clock)
     authoring = providers.Factory(Authoring, walkthroughs, assignments, library, check_content, tenancy, ids, clock)
+    insight = providers.Factory(Insight, funnels, library, tenancy, clock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from application.ports import (
+    AttemptCounts,
+    Cohort,
+    Counts,
+    Measures,
     Placement,
     ServerListing,
     Standing,
+    StepCounts,
+    StuckNote,
+    Subject,
     ToolCall,
     VersionPeople,
     VersionSummary,
@@ -407,3 +415,139 @@ def _place(memory: Memory, placement: Placement, id: WalkthroughId) -> Assignmen
     assignment = replace(there, display_order=order) if there else Assignment(*at, order)
     memory.assignments[at] = assignment
     return assignment
+
+
+class MemoryFunnels:
+    """Walks through each attempt event by event, as a person would with the definitions in hand."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def subject(self, organization_id: OrganizationId, key: str) -> Subject | None:
+        walkthrough = self._memory.walkthroughs.get((organization_id, key))
+        return Subject(walkthrough.id, walkthrough.latest) if walkthrough else None
+
+    async def counts(
+        self, organization_id: OrganizationId, walkthrough_id: WalkthroughId, cohort: Cohort, measures: Measures
+    ) -> Counts:
+        stays = []
+        for key, events in self._memory.events.items():
+            if (key.organization_id, key.walkthrough_id) != (organization_id, walkthrough_id):
+                continue
+            if cohort.server_id in (None, key.server_id):
+                for attempt in range(1, events[-1].attempt + 1):
+                    own = [event for event in events if event.attempt == attempt]
+                    stay = _Stay(key, own, is_latest=attempt == events[-1].attempt, version=cohort.version)
+                    if stay.events and _is_within(cohort, stay.events[0].occurred_at):
+                        stays.append(stay)
+        steps = {
+            step.id: step.text.key
+            for walkthrough in self._memory.walkthroughs.values()
+            for version in walkthrough.versions.values()
+            for step in version.steps
+        }
+        for stay in stays:
+            stay.walk(steps, measures)
+        states = Counter(stay.state(measures) for stay in stays)
+        noted = sorted((note for stay in stays for note in stay.notes), key=lambda note: note[0])
+        return Counts(
+            attempts=AttemptCounts(
+                people=len({stay.key.user_id for stay in stays}),
+                started=len(stays),
+                completed=states["completed"],
+                in_progress=states["in_progress"],
+                abandoned=states["abandoned"],
+                restarted=states["restarted"],
+                moved_on=states["moved_on"],
+                resumed=sum(stay.is_resumed for stay in stays),
+                skipped=sum(bool(stay.skipped) for stay in stays),
+                stuck=sum(bool(stay.stuck) for stay in stays),
+                too_fast=sum(bool(stay.too_fast) for stay in stays),
+            ),
+            steps={
+                key: self._at_step(key, stays, measures)
+                for key in {key for stay in stays for key in stay.reached | stay.stuck}
+            },
+            note_count=len(noted),
+            notes=[note for _, note in noted[: measures.max_notes]],
+        )
+
+    def _at_step(self, key: str, stays: Sequence[_Stay], measures: Measures) -> StepCounts:
+        times = [stay.active[key] for stay in stays if key in stay.completed - stay.skipped and key in stay.active]
+        return StepCounts(
+            key=key,
+            reached=sum(key in stay.reached for stay in stays),
+            completed=sum(key in stay.completed for stay in stays),
+            here=sum(stay.state(measures) == "in_progress" and stay.current == key for stay in stays),
+            skipped=sum(key in stay.skipped for stay in stays),
+            stuck=sum(key in stay.stuck for stay in stays),
+            too_fast=sum(key in stay.too_fast for stay in stays),
+            timed=len(times),
+            median_active=Millis(int(statistics.median(times))) if times else None,
+        )
+
+
+def _is_within(cohort: Cohort, began_at: Millis) -> bool:
+    return (cohort.since is None or cohort.since <= began_at) and (cohort.until is None or began_at < cohort.until)
+
+
+class _Stay:
+    """One attempt, for as long as it was on `version`; or all of it."""
+
+    def __init__(
+        self, key: ProgressKey, attempt: Sequence[ProgressEvent], *, is_latest: bool, version: int | None
+    ) -> None:
+        self.key = key
+        self.events = [event for event in attempt if version in (None, event.version)]
+        self.was_left = bool(self.events) and self.events[-1] is not attempt[-1]
+        self.is_latest = is_latest
+        # What follows each event, in the attempt: after the last one that may be the move away.
+        first = attempt.index(self.events[0]) if self.events else 0
+        self._following = attempt[first + 1 : first + 1 + len(self.events)]
+        self.reached: set[str] = set()
+        self.completed: set[str] = set()
+        self.skipped: set[str] = set()
+        self.stuck: set[str] = set()
+        self.too_fast: set[str] = set()
+        self.active: Counter[str] = Counter()
+        self.is_resumed = False
+        self.current: str | None = None
+        self.notes: list[tuple[tuple[int, str, str, int], StuckNote]] = []
+
+    def walk(self, steps: Mapping[StepId, str], measures: Measures) -> None:
+        advanced: ProgressEvent | None = None
+        for event in self.events:
+            left = steps[event.from_step_id] if event.from_step_id else ""
+            if event.kind is EventKind.ADVANCED:
+                self.completed.add(left)
+                if event.outcome is Outcome.SKIPPED:
+                    self.skipped.add(left)
+                if advanced and event.occurred_at - advanced.occurred_at <= measures.too_fast:
+                    self.too_fast.add(left)
+                advanced = event
+            elif event.kind is EventKind.MOVED:
+                advanced = None
+            if event.kind is EventKind.STUCK:
+                self.stuck.add(left)
+                if event.note is not None:
+                    note = StuckNote(left, event.version, event.note, event.occurred_at)
+                    newest_first = (-event.occurred_at, self.key.server_id, self.key.user_id, -event.revision)
+                    self.notes.append((newest_first, note))
+            self.current = steps[event.to_step_id] if event.to_step_id else None
+            if self.current:
+                self.reached.add(self.current)
+        for event, following in zip(self.events, self._following, strict=False):
+            gap = following.occurred_at - event.occurred_at
+            if event.to_step_id and gap > measures.pause:
+                self.is_resumed = True
+            elif event.to_step_id:
+                self.active[steps[event.to_step_id]] += gap
+
+    def state(self, measures: Measures) -> str:
+        if self.current is None:
+            return "completed"
+        if self.was_left:
+            return "moved_on"
+        if not self.is_latest:
+            return "restarted"
+        return "abandoned" if measures.now - self.events[-1].occurred_at >= measures.abandoned_after else "in_progress"

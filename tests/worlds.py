@@ -10,15 +10,18 @@ from adapters.postgres.assignments import PostgresAssignmentStore
 from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Database
+from adapters.postgres.insight import PostgresFunnels
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
 from adapters.postgres.tenancy import PostgresServerDirectory, PostgresTenantStore, PostgresTokenStore
 from application.authoring import Authoring
 from application.identity import Identity
+from application.insight import Insight
 from application.learning import Learning
 from application.ports import (
     AssignmentStore,
     CallLog,
     Catalogue,
+    Funnels,
     Ids,
     ProgressStore,
     ServerDirectory,
@@ -44,6 +47,7 @@ class World:
     calls: CallLog
     servers: ServerDirectory
     tokens: TokenStore
+    funnels: Funnels
     clock: Any = field(default_factory=fakes.SetClock)
     ids: Ids = field(default_factory=fakes.CountedIds)
 
@@ -60,6 +64,7 @@ class World:
         )
         self.identity = Identity(self.tokens, self.ids, self.clock)
         self.learning = Learning(self.catalogue, self.library, self.progress, self.clock)
+        self.insight = Insight(self.funnels, self.library, self.tenancy, self.clock)
 
     async def server(self, organization: str = "acme", slug: str = "guides", **given: object) -> Server:
         """A server, and its organisation if there is none yet."""
@@ -117,6 +122,7 @@ def in_memory(memory: fakes.Memory | None = None, **given: Any) -> World:
         calls=fakes.MemoryCallLog(memory),
         servers=fakes.MemoryServerDirectory(memory),
         tokens=fakes.MemoryTokenStore(memory),
+        funnels=fakes.MemoryFunnels(memory),
         **given,
     )
 
@@ -132,5 +138,6 @@ def on_postgres(database: Database, **given: Any) -> World:
         calls=PostgresCallLog(database),
         servers=PostgresServerDirectory(database),
         tokens=PostgresTokenStore(database),
+        funnels=PostgresFunnels(database),
         **given,
     )

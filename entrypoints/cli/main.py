@@ -33,6 +33,7 @@ _servers = click.option(
     metavar="SLUG[:ORDER]",
     help="Put it on this server, at this place in the list; may be repeated.",
 )
+_day = click.DateTime(["%Y-%m-%d"])
 _one_server = click.option("--server", required=True, metavar="SLUG", help="The server.")
 
 
@@ -203,6 +204,41 @@ def push(**options: Any) -> None:
     It becomes the draft, or with --publish the next version. Nothing is stored unless all is sound.
     """
     _run("push", options)
+
+
+class _WithDefinitions(click.Command):
+    """A command whose help ends with what its numbers mean, said where they are counted."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        definitions = importlib.import_module("application.insight").__doc__ or ""
+        formatter.write_paragraph()
+        formatter.write_text(definitions)
+
+
+@main.command(cls=_WithDefinitions)
+@click.argument("key")
+@_org
+@click.option("--server", metavar="SLUG", help="Only what was taken on this server.")
+@click.option("--version", type=click.IntRange(1, 1_000_000), metavar="N", help="Only what happened on this version.")
+@click.option("--since", type=_day, metavar="DATE", help="Only attempts that began on this day (UTC) or later.")
+@click.option("--until", type=_day, metavar="DATE", help="Only attempts that began on this day or earlier.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 3650),
+    default=14,
+    show_default=True,
+    help="How long nothing has happened in an attempt that counts as abandoned.",
+)
+@_data_dir
+@click.option("--csv", "as_csv", is_flag=True, help="Print the result as CSV, one row a step and a note.")
+@_json
+def insight(**options: Any) -> None:
+    """Show how learners fare in the walkthrough KEY.
+
+    How many start, reach each step and complete it, how long each takes them, and where they are stuck, with what
+    they wrote.
+    """
+    _run("insight", options, "insight")
 
 
 @token.command("create")

@@ -74,7 +74,7 @@ def test_help_answers_in_under_0_3_seconds() -> None:
 def test_every_command_that_is_promised_is_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         *("dev", "serve", "migrate", "org create", "server create", "server list"),
-        *("assign", "lint", "preview", "schema", "push", "token create", "token revoke", "tools"),
+        *("assign", "insight", "lint", "preview", "schema", "push", "token create", "token revoke", "tools"),
     }
 
 

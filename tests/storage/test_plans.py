@@ -15,7 +15,8 @@ import asyncpg
 import pytest
 
 from adapters.postgres.connections import Access, Database
-from application.ports import ToolCall
+from application.insight import PAUSE, TOO_FAST
+from application.ports import Cohort, Measures, ToolCall
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Told, Transition
 from domain.tenancy import (
     Caller,
@@ -251,3 +252,76 @@ async def test_advancing_updates_in_place(owner_url: str, owner: asyncpg.Connect
     updated, in_place = (now - then for now, then in zip(await owner.fetchrow(counted), before, strict=True))
     assert updated >= 1_000
     assert in_place > 0.9 * updated, f"{in_place} of {updated}"
+
+
+# Three hundred walkthroughs, ten of them with 200 people of 20 events each; written as they come to be, in the order of
+# time, with people in no order at all. From minute 2,200 on there are one's tenth event and everybody's last ten.
+# Another organisation has the same ids throughout, and everybody there is stuck.
+_A_MONTH = """
+set session_replication_role = replica;
+insert into organizations values ('o1', 'o1', 'O', 1);
+insert into walkthroughs select 'o1', 'w' || w, 'k' || w, true, 1, null, 1, 1 from generate_series(1, 300) w;
+insert into walkthrough_versions
+select 'o1', 'w' || w, 1, 'published', 'Title', 'Shows.', 'course', 'w' || w || 'n1', 20, 10, 'h', 'keep', 1, null, 1
+  from generate_series(1, 300) w;
+insert into walkthrough_steps
+select 'o1', 'w' || w, 1, 'w' || w || 'n' || n, 'n' || n, 'Step', 'w' || w || 'n' || nullif(n + 1, 21), n, 'Do it.',
+       null, null, null, 'explain', 1
+  from generate_series(1, 300) w, generate_series(1, 20) n;
+insert into walkthrough_progress
+select 'o1', 's' || u % 3, md5('u' || u), 'w' || w, 1, 1, 20, 'w' || w || 'n20', '{}', 'in_progress', 1, 2, null
+  from generate_series(1, 10) w, generate_series(1, 200) u;
+insert into walkthrough_progress_events
+select 'o1', 's' || u % 3, md5('u' || u), 'w' || w, r, 1, 1, case r when 1 then 'started' else 'advanced' end,
+       case when r > 1 then 'w' || w || 'n' || r - 1 end, 'w' || w || 'n' || r, case when r > 1 then 'done' end, null,
+       60000 * (u + 200 * r)
+  from generate_series(1, 10) w, generate_series(1, 200) u, generate_series(1, 20) r
+ order by 13;
+insert into walkthrough_progress_events
+select 'o2', mcp_server_id, mcp_server_user_id, walkthrough_id, revision, attempt, version, 'stuck', to_step_id,
+       to_step_id, 'stuck', 'theirs', occurred_at
+  from walkthrough_progress_events;
+reset session_replication_role;
+"""
+
+
+class ListeningDatabase(Database):
+    """Remembers what it was asked, and with what."""
+
+    asked: list[Any]
+
+    @asynccontextmanager
+    async def hot(self) -> AsyncIterator[Any]:
+        self.asked = []
+        async with super().hot() as connection:
+            with connection.query_logger(self.asked.append):
+                yield connection
+
+
+@pytest.mark.parametrize(("since", "events"), [(None, 4_000), (60_000 * 2_200, 2_001)], ids=["ever", "since"])
+async def test_the_numbers_read_one_walkthroughs_events_from_the_time_range_on_by_index(
+    fresh_url: str, since: int | None, events: int
+) -> None:
+    cohort = Cohort(None, None, None if since is None else Millis(since), None)
+    measures = Measures(Millis(10**12), PAUSE, TOO_FAST, Millis(1), 10)
+    owner = await asyncpg.connect(fresh_url)
+    await owner.execute(_A_MONTH)
+    await owner.execute("vacuum analyze")
+    async with ListeningDatabase(Access(fresh_url, assume_role=True), pool_size=1) as database:
+        counts = await on_postgres(database).funnels.counts(
+            OrganizationId("o1"), WalkthroughId("w10"), cohort, measures
+        )
+        _, limit, query, _ = database.asked  # one for all the numbers, in a transaction
+        assert limit.query == "set local statement_timeout = '30s'"
+        async with database.hot() as connection:
+            assert await connection.fetchval("show statement_timeout") == "3s"  # for every other statement
+    assert counts.attempts.started == (200 if since is None else 0)
+    assert (counts.attempts.stuck, counts.note_count) == (0, 0)
+    explained = await owner.fetchval(f"explain (analyze, timing off, format json) {query.query}", *query.args)
+    await owner.close()
+    nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+    assert [node["Relation Name"] for node in nodes if "Seq Scan" in node["Node Type"]] == []
+    scans = [node for node in nodes if node.get("Relation Name") == "walkthrough_progress_events"]
+    assert len(scans) == 2  # for all that happened, and for who was stuck
+    read = [node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans]
+    assert max(read) == events
