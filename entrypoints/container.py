@@ -14,6 +14,7 @@ from adapters.content.check import check_manuscript
 from adapters.content.folder import read_folder
 from adapters.content.pages import html_of
 from adapters.content.schema import SCHEMAS
+from adapters.content.writing import write_folder
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres import schema
 from adapters.postgres.assignments import PostgresAssignmentStore
@@ -52,6 +53,7 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
     read_folder = providers.Object(read_folder)
+    write_folder = providers.Object(write_folder)
     check_content = providers.Object(check_manuscript)
     html_of = providers.Object(html_of)
     content_schemas = providers.Object(SCHEMAS)

@@ -93,6 +93,19 @@ def read_folder(folder: Path) -> Manuscript:
     return manuscript
 
 
+def read_step(file: str, text: str) -> StepText:
+    """Reads one step as `read_folder` does, given its file's name and text (lines end in LF, no byte order mark).
+
+    Raises:
+        ContentRejected: with everything that is wrong.
+    """
+    findings = Findings()
+    step = _step_of(text, _Source(file, findings), {})
+    if step is None or findings:
+        raise findings.rejection()
+    return step
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     """One file, and where its findings are put."""
@@ -140,7 +153,7 @@ def _manuscript(folder: Path, findings: Findings) -> Manuscript | None:
         whole.reject(1, Rule.FOLDER_UNREADABLE, f"name a folder that can be read ({_reason(error)})")
         return None
 
-    files = sorted(filter(_is_step, names), key=_natural_order)
+    files = sorted(filter(is_step, names), key=_natural_order)
     if not 1 <= len(files) <= MAX_STEPS:
         remedy = f"a walkthrough has 1 to {MAX_STEPS} steps, each in a Markdown file (*.md); here are {len(files)}"
         whole.reject(1, Rule.STEP_COUNT, remedy)
@@ -174,8 +187,10 @@ def _made_of(values: Mapping[str, str], steps: tuple[StepText, ...]) -> Manuscri
 def _step(root: Path, source: _Source, keys: dict[str, str]) -> StepText | None:
     """One step. `keys` says which file has which key so far."""
     text = _read(root, source, MAX_STEP_BYTES)
-    if text is None:
-        return None
+    return None if text is None else _step_of(text, source, keys)
+
+
+def _step_of(text: str, source: _Source, keys: dict[str, str]) -> StepText | None:
     lines = text.split("\n")
     fields = _take_front_matter(source, lines)
     body = _body(source, lines)
@@ -239,7 +254,8 @@ def _value(fields: Fields, name: str) -> Any:
 # ------------------------------------------------------------------------------------------- files and names
 
 
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+    """Whether a file of this name is a step."""
     lowered = name.lower()
     return lowered.endswith(".md") and not lowered.startswith(".") and lowered != "readme.md"
 

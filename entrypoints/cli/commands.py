@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import logging
 import sys
@@ -13,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from domain.errors import InvalidValue, NotFound, OperatorError
+from domain.errors import NotFound, OperatorError
 from domain.tenancy import AuthMode
-from domain.walkthrough import Manuscript, PublishPolicy
+from domain.walkthrough import Manuscript
 from entrypoints.cli.preview import page
 from entrypoints.cli.terminal import say, show
 from entrypoints.container import Container, Storage, storage
@@ -25,7 +24,7 @@ _T = TypeVar("_T")
 _STANDARD_INPUT = "-"
 
 
-def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
+def with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
     settings = Settings.from_environment(data_dir=data_dir)
     # A connection that Ctrl-C leaves half open is nothing to read about.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -37,17 +36,17 @@ def _with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]
         return asyncio.run(awaited(held))
 
 
-def _with_container(data_dir: Path | None, work: Callable[[Container], Awaitable[_T]]) -> _T:
+def with_container(data_dir: Path | None, work: Callable[[Container], Awaitable[_T]]) -> _T:
     async def opened(held: Storage) -> _T:
         await held.check()
         async with held.opened() as container:
             return await work(container)
 
-    return _with_storage(data_dir, opened)
+    return with_storage(data_dir, opened)
 
 
 def migrate(data_dir: Path | None, as_json: bool) -> None:
-    revision = _with_storage(data_dir, lambda held: held.migrate(), may_create=True)
+    revision = with_storage(data_dir, lambda held: held.migrate(), may_create=True)
     show(as_json, {"revision": revision}, f"The database is at schema {revision}.")
 
 
@@ -55,7 +54,7 @@ def migrate(data_dir: Path | None, as_json: bool) -> None:
 
 
 def org_create(slug: str, name: str | None, data_dir: Path | None, as_json: bool) -> None:
-    id = _with_container(data_dir, lambda container: container.tenancy().create_organization(slug, name))
+    id = with_container(data_dir, lambda container: container.tenancy().create_organization(slug, name))
     show(as_json, {"id": id, "slug": slug}, f"Created organisation {slug}.")
 
 
@@ -63,7 +62,7 @@ def server_create(
     org: str, slug: str, auth_mode: str, domain: str | None, name: str | None, data_dir: Path | None, as_json: bool
 ) -> None:
     base_domain = Settings.from_environment().base_domain
-    server = _with_container(
+    server = with_container(
         data_dir,
         lambda container: container.tenancy().create_server(
             org, slug, auth_mode=AuthMode(auth_mode), name=name, custom_domain=domain
@@ -78,7 +77,7 @@ def server_create(
 
 
 def server_list(org: str | None, data_dir: Path | None, as_json: bool) -> None:
-    listings = _with_container(data_dir, lambda container: container.tenancy().servers(org))
+    listings = with_container(data_dir, lambda container: container.tenancy().servers(org))
     rows = [
         {
             "organization": each.organization_slug,
@@ -111,7 +110,7 @@ def token_create(server: str, email: str, data_dir: Path | None, as_json: bool) 
         key = (await container.tenancy().server(server)).key
         return await container.identity().create_token(key, email)
 
-    token = _with_container(data_dir, create)
+    token = with_container(data_dir, create)
     show(as_json, {"token": token}, f"A token of {email} on {server}; it is not shown again:", token)
 
 
@@ -126,7 +125,7 @@ def token_revoke(server: str, email: str | None, token: str | None, data_dir: Pa
             return await container.identity().revoke_all_of(key, email)
         return await container.identity().revoke(key, secret or "")
 
-    revoked = _with_container(data_dir, revoke)
+    revoked = with_container(data_dir, revoke)
     if not revoked:
         raise OperatorError(f"nothing to revoke: there is no such token on {server}")
     show(as_json, {"revoked": revoked}, f"Revoked {revoked} token{'s' if revoked > 1 else ''} on {server}.")
@@ -135,7 +134,7 @@ def token_revoke(server: str, email: str | None, token: str | None, data_dir: Pa
 # ----------------------------------------------------------------------------------------------- authoring
 
 
-def _manuscript(folder: Path) -> Manuscript:
+def manuscript_in(folder: Path) -> Manuscript:
     # A finding never names a path of this machine; whoever mistyped one wants to see it.
     if not folder.is_dir():
         raise NotFound(f"{folder} is no folder: name the one that holds the walkthrough.yaml")
@@ -144,7 +143,7 @@ def _manuscript(folder: Path) -> Manuscript:
 
 
 def lint(folder: Path, as_json: bool) -> None:
-    manuscript = _manuscript(folder)
+    manuscript = manuscript_in(folder)
     steps = len(manuscript.steps)
     show(
         as_json,
@@ -154,7 +153,7 @@ def lint(folder: Path, as_json: bool) -> None:
 
 
 def preview(folder: Path, as_json: bool) -> None:
-    manuscript = _manuscript(folder)
+    manuscript = manuscript_in(folder)
     html = page(manuscript, Container.html_of())
     show(as_json, {"key": manuscript.key, "html": html}, html)
 
@@ -162,49 +161,3 @@ def preview(folder: Path, as_json: bool) -> None:
 def schema(subject: str, as_json: bool) -> None:
     printed = Container.content_schemas()[subject]
     show(as_json, printed, json.dumps(printed, indent=2, ensure_ascii=False))
-
-
-def push(folder: Path, org: str, publish: bool, servers: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
-    placements = [_placement(each) for each in servers]
-    manuscript = _manuscript(folder)
-    stored = _with_container(
-        data_dir,
-        lambda container: container.authoring().push(
-            org, manuscript, publish=PublishPolicy.KEEP if publish else None, servers=placements, by=getpass.getuser()
-        ),
-    )
-    if stored.is_unchanged:
-        sentence = f"{stored.key} is unchanged: version {stored.version} has this content."
-    elif stored.is_published:
-        sentence = f"Published {stored.key} as version {stored.version}."
-    else:
-        sentence = f"Stored {stored.key} as a draft of version {stored.version}; --publish publishes it."
-    result = {
-        "key": stored.key,
-        "version": stored.version,
-        "published": stored.is_published,
-        "unchanged": stored.is_unchanged,
-        "servers": [slug for slug, _ in placements],
-    }
-    show(as_json, result, sentence)
-
-
-def assign(key: str, org: str, servers: Sequence[str], data_dir: Path | None, as_json: bool) -> None:
-    if not servers:
-        raise click.UsageError("Name at least one server with --server SLUG[:ORDER].")
-    placements = [_placement(each) for each in servers]
-    assigned = _with_container(data_dir, lambda container: container.authoring().assign(org, key, placements))
-    rows = [
-        {"server": slug, "order": each.display_order, "enabled": each.is_enabled}
-        for (slug, _), each in zip(placements, assigned, strict=True)
-    ]
-    show(as_json, {"key": key, "servers": rows}, *(f"{key} is on {row['server']}, at {row['order']}." for row in rows))
-
-
-def _placement(text: str) -> tuple[str, int | None]:
-    slug, colon, order = text.partition(":")
-    if not colon:
-        return slug, None
-    if not (order.isascii() and order.isdigit() and len(order) <= 6):
-        raise InvalidValue(f"{text!r}: the place after the colon is a whole number of up to 6 digits, as in {slug}:1")
-    return slug, int(order)

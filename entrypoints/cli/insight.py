@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,7 +14,8 @@ import click
 
 from application.insight import TOO_FAST, Funnel, FunnelStep
 from domain.tenancy import Millis
-from entrypoints.cli.commands import _with_container
+from entrypoints.cli.columns import clipped, disarmed, harmless, width_of
+from entrypoints.cli.commands import with_container
 from entrypoints.cli.terminal import show
 
 _WIDTH = 80
@@ -41,7 +41,7 @@ def insight(
 ) -> None:
     if as_json and as_csv:
         raise click.UsageError("Give either --json or --csv.")
-    funnel = _with_container(
+    funnel = with_container(
         data_dir,
         lambda container: container.insight().funnel(
             org,
@@ -124,7 +124,7 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     # A spreadsheet runs what begins like a formula, and a note is written by anyone.
-    text = "\n".join(map(_disarmed, value.splitlines()))
+    text = "\n".join(map(disarmed, value.splitlines()))
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
@@ -133,8 +133,8 @@ def _cell(value: Any) -> Any:
 
 def _drawn(funnel: Funnel) -> Iterator[str]:
     attempts = funnel.attempts
-    yield _clipped(f"{funnel.key}: {_harmless(funnel.title)}", _WIDTH)
-    yield _clipped(_cohort(funnel), _WIDTH)
+    yield clipped(f"{funnel.key}: {harmless(funnel.title)}", _WIDTH)
+    yield clipped(_cohort(funnel), _WIDTH)
     yield ""
     if not attempts.started:
         yield "Nobody has begun it yet." if _is_everything(funnel) else "Nobody began it there and then."
@@ -200,7 +200,7 @@ def _step_line(step: FunnelStep, most: int) -> str:
     counts = step.counts
     return _line(
         "–" if step.number is None else step.number,
-        _harmless(step.title or counts.key),
+        harmless(step.title or counts.key),
         _bar(counts.reached / most),
         counts.reached,
         counts.completed,
@@ -212,8 +212,8 @@ def _step_line(step: FunnelStep, most: int) -> str:
 
 
 def _line(number: Any, title: str, bar: str, *cells: Any) -> str:
-    shown = _clipped(title, _TITLE_CELLS)
-    padding = " " * (_TITLE_CELLS - _cells(shown))
+    shown = clipped(title, _TITLE_CELLS)
+    padding = " " * (_TITLE_CELLS - width_of(shown))
     reached, done, drop, time, skipped, stuck = cells
     return (
         f"{number:>3} {shown}{padding} {bar:<{_BAR_CELLS}} {reached:>7} {done:>6} {drop:>5} {time:>7} {skipped:>6} "
@@ -241,55 +241,13 @@ def _notes(funnel: Funnel) -> Iterator[str]:
     yield "Notes of those who were stuck, newest first:"
     for note in funnel.notes[:_NOTES_SHOWN]:
         yield ""
-        title = _harmless(titles.get(note.step_key) or note.step_key)
-        yield _clipped(f"  {_day(note.reported_at)}, version {note.version}: {title}", _WIDTH)
-        yield from (f"    {line}" for line in _wrapped(_harmless(note.note), _WIDTH - 4))
+        title = harmless(titles.get(note.step_key) or note.step_key)
+        yield clipped(f"  {_day(note.reported_at)}, version {note.version}: {title}", _WIDTH)
+        yield from (f"    {line}" for line in _wrapped(harmless(note.note), _WIDTH - 4))
     more = funnel.note_count - _NOTES_SHOWN
     if more > 0:
         yield ""
         yield f"And {_counted(more, 'older one', 'older ones')}: --json and --csv list them."
-
-
-# ------------------------------------------------------------------------------------ text that others wrote
-
-# Joiners hold emoji together, and Persian words.
-_JOINERS = "\u200c\u200d"
-
-
-def _harmless(text: str) -> str:
-    """On one line, and disarmed."""
-    return _disarmed(" ".join(text.split()))
-
-
-def _disarmed(line: str) -> str:
-    """Without what a terminal would obey, and what turns the direction of the text."""
-    return "".join("�" if _is_obeyed(letter) else letter for letter in line)
-
-
-def _is_obeyed(letter: str) -> bool:
-    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in _JOINERS
-
-
-def _cells(text: str) -> int:
-    """How many columns of a terminal it takes."""
-    return sum(map(_letter_cells, text))
-
-
-def _letter_cells(letter: str) -> int:
-    if letter in _JOINERS or unicodedata.category(letter) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-
-
-def _clipped(text: str, cells: int) -> str:
-    if _cells(text) <= cells:
-        return text
-    kept = ""
-    for letter in text:
-        if _cells(kept + letter) > cells - 1:
-            break
-        kept += letter
-    return kept.rstrip() + "…"
 
 
 def _wrapped(text: str, cells: int) -> Sequence[str]:
@@ -297,10 +255,10 @@ def _wrapped(text: str, cells: int) -> Sequence[str]:
     lines: list[str] = []
     rest = text[: cells * (_NOTE_LINES + 1)]
     while rest and len(lines) < _NOTE_LINES:
-        if _cells(rest) <= cells:
+        if width_of(rest) <= cells:
             return [*lines, rest]
         fits = len(rest)
-        while _cells(rest[:fits]) > cells:
+        while width_of(rest[:fits]) > cells:
             fits -= 1
         # At a space, unless a word fills the line.
         end = rest.rfind(" ", 1, fits + 1)
@@ -308,5 +266,5 @@ def _wrapped(text: str, cells: int) -> Sequence[str]:
         lines.append(rest[:end])
         rest = rest[end:].lstrip()
     if rest:
-        lines[-1] = _clipped(lines[-1] + " " + rest, cells)
+        lines[-1] = clipped(lines[-1] + " " + rest, cells)
     return lines

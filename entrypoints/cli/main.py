@@ -7,8 +7,9 @@ here, so that `cairn --help` answers at once.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -35,9 +36,57 @@ _servers = click.option(
 )
 _day = click.DateTime(["%Y-%m-%d"])
 _one_server = click.option("--server", required=True, metavar="SLUG", help="The server.")
+_these_servers = click.option(
+    "--server", "servers", required=True, multiple=True, metavar="SLUG", help="On this server; may be repeated."
+)
+_number = click.IntRange(1, 1_000_000)
+_by = click.option("--by", metavar="WHO", help="Who does it, for the record [default: your login name].")
+_policy = click.option(
+    "--policy",
+    type=click.Choice(["keep", "offer", "carry_over", "supersede"]),
+    help="What becomes of those mid-way on older versions: they finish them (keep, the default); and are told how to "
+    "move (offer); are moved, and keep what they have done (carry_over); must begin again (supersede).",
+)
+_dry_run = click.option(
+    "--dry-run", "is_dry_run", is_flag=True, help="Show what would become of everybody mid-way, and store nothing."
+)
+_expect = click.option(
+    "--expect",
+    "expected",
+    type=click.IntRange(0, 1_000_000),
+    metavar="N",
+    help="Only if N is the latest version; 0: if there is none.",
+)
+_force_push = click.option(
+    "--force", "is_forced", is_flag=True, help="Undo what was edited in place since the last push."
+)
+_version = click.option("--version", type=_number, metavar="N", help="This version [default: the latest].")
+_draft = click.option("--draft", "is_draft", is_flag=True, help="The draft, and no version.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Sections(click.Group):
+    """Lists its commands by what they are for."""
+
+    titles: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Run": ("dev", "serve", "migrate"),
+        "Who and where": ("org", "server", "token"),
+        "Write": ("lint", "preview", "schema", "pull", "diff", "push", "discard"),
+        "Publish": ("publish", "rollback", "unpublish", "withdraw", "archive", "restore"),
+        "Put on servers": ("assign", "unassign", "enable", "disable", "order"),
+        "Look": ("versions", "insight", "tools"),
+    }
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # As wide as the widest of all, so that the sections are one table.
+        width = max(map(len, self.commands))
+        limit = formatter.width - width - 6
+        for title, names in self.titles.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), self.commands[name].get_short_help_str(limit)) for name in names]
+                formatter.write_dl(rows)
+
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cairn")
 def main() -> None:
     """Guided walkthroughs that developers take inside their IDE or AI assistant, over MCP."""
@@ -148,7 +197,60 @@ def server_list(**options: Any) -> None:
 @_json
 def assign(**options: Any) -> None:
     """Put the walkthrough KEY on servers."""
-    _run("assign", options)
+    _run("assign", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_these_servers
+@_data_dir
+@_json
+def unassign(**options: Any) -> None:
+    """Take the walkthrough KEY from servers.
+
+    Those mid-way still find it and may finish.
+    """
+    _run("unassign", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_these_servers
+@_data_dir
+@_json
+def enable(**options: Any) -> None:
+    """Show the walkthrough KEY on servers again."""
+    _run("enable", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_these_servers
+@_data_dir
+@_json
+def disable(**options: Any) -> None:
+    """Hide the walkthrough KEY on servers.
+
+    It keeps its place there. Those mid-way still find it and may finish.
+    """
+    _run("disable", options, "authoring")
+
+
+@main.command()
+@click.argument("server")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@_org
+@_data_dir
+@_json
+def order(**options: Any) -> None:
+    """Put walkthroughs at the top of the list of SERVER.
+
+    In the order given; the others follow in the order they have.
+    """
+    _run("order", options, "authoring")
 
 
 @main.command()
@@ -195,15 +297,171 @@ def schema(**options: Any) -> None:
 @_folder
 @_org
 @click.option("--publish", is_flag=True, help="Publish it as the next version; without this it becomes the draft.")
+@_policy
+@_dry_run
+@_expect
+@_force_push
 @_servers
+@_by
 @_data_dir
 @_json
 def push(**options: Any) -> None:
     """Store or publish a walkthrough's folder.
 
-    It becomes the draft, or with --publish the next version. Nothing is stored unless all is sound.
+    It becomes the draft, or with --publish the next version. Nothing is stored unless all is sound. The content of
+    the latest version makes no new one.
     """
-    _run("push", options)
+    _run("push", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_folder
+@_org
+@_version
+@_draft
+@click.option("--force", "is_forced", is_flag=True, help="Overwrite changes in DIR that were never stored.")
+@_data_dir
+@_json
+def pull(**options: Any) -> None:
+    """Write the walkthrough KEY into a folder.
+
+    'cairn push' makes the same version of it. Steps that are no longer there are removed from DIR; README.md, images
+    and sub-folders stay.
+    """
+    _run("pull", options, "versions")
+
+
+@main.command()
+@_folder
+@_org
+@_version
+@_draft
+@_data_dir
+@_json
+def diff(**options: Any) -> None:
+    """Show what a folder changes.
+
+    Compares DIR with the latest version, or another, or the draft. The exit status is 0 whether or not they differ;
+    --json says is_same.
+    """
+    _run("diff", options, "versions")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@click.option(
+    "--between", nargs=2, type=_number, metavar="N M", help="What version M changed since version N, and no list."
+)
+@_data_dir
+@_json
+def versions(**options: Any) -> None:
+    """List the versions of the walkthrough KEY.
+
+    With how many people are mid-way on each and have completed it, and what was done to the walkthrough, by whom.
+    """
+    _run("versions", options, "versions")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_policy
+@_dry_run
+@_by
+@_data_dir
+@_json
+def publish(**options: Any) -> None:
+    """Publish the draft of the walkthrough KEY.
+
+    Where there is no draft, an unpublished walkthrough is shown again, under the policy it had.
+    """
+    _run("publish", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@click.argument("version", type=_number)
+@_org
+@_policy
+@_dry_run
+@_expect
+@_force_push
+@_by
+@_data_dir
+@_json
+def rollback(**options: Any) -> None:
+    """Publish an older VERSION's content again.
+
+    It becomes the next version of the walkthrough KEY.
+    """
+    _run("rollback", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_by
+@_data_dir
+@_json
+def unpublish(**options: Any) -> None:
+    """Hide the walkthrough KEY everywhere.
+
+    Those mid-way still find it and may finish. 'cairn publish' shows it again.
+    """
+    _run("unpublish", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@click.argument("version", type=_number)
+@_org
+@_by
+@_data_dir
+@_json
+def withdraw(**options: Any) -> None:
+    """End an older VERSION of KEY, for ever.
+
+    Those mid-way on it begin again on the latest version.
+    """
+    _run("withdraw", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_by
+@_data_dir
+@_json
+def archive(**options: Any) -> None:
+    """Hide the walkthrough KEY until it is restored.
+
+    It cannot be published meanwhile. Those mid-way still find it and may finish.
+    """
+    _run("archive", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_by
+@_data_dir
+@_json
+def restore(**options: Any) -> None:
+    """Take the walkthrough KEY from the archive."""
+    _run("restore", options, "authoring")
+
+
+@main.command()
+@click.argument("key")
+@_org
+@_by
+@_data_dir
+@_json
+def discard(**options: Any) -> None:
+    """Take the draft of KEY back to the latest version."""
+    _run("discard", options, "authoring")
 
 
 class _WithDefinitions(click.Command):

@@ -14,11 +14,20 @@ from typing import Any
 
 import click
 
-from domain.errors import ContentRejected, InvalidValue, OperatorError, TemporarilyUnavailable
+from domain.errors import (
+    ContentRejected,
+    EditedInPlace,
+    InvalidValue,
+    OperatorError,
+    StaleEdit,
+    TemporarilyUnavailable,
+)
 from domain.walkthrough import Finding
+from entrypoints.cli.columns import disarmed, harmless
 
 # Longer lines are hard to read, however wide the terminal.
 _MAX_WIDTH = 100
+_EDITS_SHOWN = 20
 
 
 def run(command: Callable[..., None], options: dict[str, Any]) -> None:
@@ -37,6 +46,12 @@ def run(command: Callable[..., None], options: dict[str, Any]) -> None:
             click.echo(line, err=True)
         files = len({finding.file for finding in error.findings})
         _fail(f"{error} in {files} file{'s' if files > 1 else ''}")
+    except (EditedInPlace, StaleEdit) as error:
+        if len(error.since) > _EDITS_SHOWN:
+            click.echo(f"({len(error.since) - _EDITS_SHOWN:,} earlier edits)", err=True)
+        for edit in error.since[-_EDITS_SHOWN:]:
+            click.echo(harmless(str(edit)), err=True)
+        _fail(str(error))
     except OperatorError as error:
         _fail(str(error))
     except TemporarilyUnavailable as error:
@@ -76,7 +91,8 @@ def _told(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _fail(problem: str) -> None:
-    click.echo(f"{click.style('error', fg='red')}: {problem}", err=True)
+    # A name in it, or a path, may be anybody's.
+    click.echo(f"{click.style('error', fg='red')}: {disarmed(problem)}", err=True)
     raise SystemExit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
@@ -11,16 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres.connections import Access, Database
+from tests.fakes import CountedIds
 from tests.processes import PROJECT, environment
+from tests.worlds import World, on_postgres
 
 AS_ROOT = os.geteuid() == 0
 # What an ordinary user is where the tests run as root.
@@ -189,6 +194,30 @@ def on_database(nursery: Nursery, owner_url: str) -> Cairn:
 
     def run(*arguments: str, **given: Any) -> Outcome:
         return nursery.run(*arguments, **{"CAIRN_DATABASE_URL": owner_url, **given})
+
+    return run
+
+
+_worlds = count(1)
+Act = Callable[[World, str], Awaitable[Any]]
+
+
+@pytest.fixture
+def on_world(owner_url: str) -> Callable[[Act], str]:
+    """Acts in a world on this module's database, and returns its organisation, which has a server of that name."""
+
+    def run(act: Act) -> str:
+        number = next(_worlds)
+        slug = f"world-{number}"
+
+        async def acted() -> None:
+            async with Database(Access(owner_url, assume_role=True)) as database:
+                world = on_postgres(database, ids=CountedIds(number * 1_000_000))
+                await world.server(slug, slug)
+                await act(world, slug)
+
+        asyncio.run(acted())
+        return slug
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -74,7 +75,9 @@ def test_help_answers_in_under_0_3_seconds() -> None:
 def test_every_command_that_is_promised_is_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         *("dev", "serve", "migrate", "org create", "server create", "server list"),
-        *("assign", "insight", "lint", "preview", "schema", "push", "token create", "token revoke", "tools"),
+        *("lint", "preview", "schema", "push", "pull", "diff", "versions", "insight", "discard"),
+        *("publish", "rollback", "unpublish", "withdraw", "archive", "restore"),
+        *("assign", "unassign", "enable", "disable", "order", "token create", "token revoke", "tools"),
     }
 
 
@@ -85,6 +88,16 @@ def test_every_command_has_json_and_every_one_that_touches_data_a_data_dir() -> 
     assert {path for path, names in options.items() if "--data-dir" not in names} == {
         *(("lint",), ("preview",), ("schema",), ("tools",)),
     }
+
+
+def test_help_lists_every_command_once_by_what_it_is_for(nursery: Nursery) -> None:
+    lines = nursery.run("--help", COLUMNS="80").lines
+    listed = [found[1] for line in lines if (found := re.match(r"  ([a-z]+)  +[A-Z]", line))]
+    assert sorted(listed) == sorted(main.commands)
+    assert [line for line in lines if re.fullmatch(r"[A-Z][a-z ]+:", line)] == [
+        *("Options:", "Run:", "Who and where:", "Write:", "Publish:", "Put on servers:", "Look:"),
+    ]
+    assert not [line for line in lines[1:] if line.endswith("...")], "a command's line is cut short"
 
 
 @pytest.mark.parametrize("path", [(), ("org",), ("server",), ("token",), *ALL], ids=" ".join)

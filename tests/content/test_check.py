@@ -548,9 +548,9 @@ async def test_a_manuscript_from_anywhere_is_refused_by_the_same_check_and_nothi
 ) -> None:
     await world.server()
     with pytest.raises(ContentRejected) as refusal:
-        await world.authoring.push("acme", faulty_manuscript(), publish=publish, servers=[])
+        await world.authoring.push("acme", faulty_manuscript(), publish=publish, servers=[], by="author")
     assert [(each.file, each.line, each.rule) for each in refusal.value.findings] == PLACES
-    stored = await world.authoring.push("acme", manuscript("one", "two"), publish=publish, servers=[])
+    stored = await world.authoring.push("acme", manuscript("one", "two"), publish=publish, servers=[], by="author")
     assert stored.version == 1
     assert not stored.is_unchanged
 

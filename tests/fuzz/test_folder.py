@@ -119,7 +119,7 @@ async def _deliver(world: World, manuscript: Manuscript) -> None:
     """Publishes it, takes it to its end, and looks at each answer as an assistant gets it."""
     server = await world.server()
     ada = await world.caller(server)
-    await world.authoring.push("acme", manuscript, publish=PublishPolicy.KEEP, servers=[(server.slug, None)])
+    await world.authoring.push("acme", manuscript, publish=PublishPolicy.KEEP, servers=[(server.slug, None)], by="fuzz")
     lesson = await world.learning.select(ada, manuscript.key, restart=False, to_latest=False)
     for step in manuscript.steps:
         structured, text = rendering.lesson(lesson)

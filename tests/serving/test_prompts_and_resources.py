@@ -216,6 +216,7 @@ async def test_a_resource_leaves_out_what_is_for_the_assistant_alone(tenant: Ten
         replace(manuscript("one"), steps=(step,)),
         publish=PublishPolicy.KEEP,
         servers=[(tenant.server.slug, None)],
+        by="author@example.com",
     )
     async with tenant.learner(era=era) as me:
         await me.call("select_walkthrough", walkthrough="tour")

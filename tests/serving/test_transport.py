@@ -330,6 +330,7 @@ async def test_a_step_takes_no_more_on_the_wire_than_promised_whatever_its_scrip
         replace(manuscript("one"), steps=tuple(steps)),
         publish=PublishPolicy.KEEP,
         servers=[(tenant.server.slug, None)],
+        by="author@example.com",
     )
     message, headers = _in_era(era, _SELECT)
     reply = await _answer(tenant, message, *headers, token=await tenant.token())
