@@ -131,7 +131,7 @@ async def test_a_supersede_withdraws_every_older_version_and_later_publishes_bri
 # ----------------------------------------------------------------------------------------------- rollback
 
 
-@pytest.mark.promise("version.rollback")
+@pytest.mark.promise("version.commands")
 async def test_a_rollback_publishes_an_older_versions_content_as_a_new_version(tour: World) -> None:
     await tour.publish("c", by=BOB)
     stored = await tour.authoring.roll_back("acme", "tour", 1, OFFER, by=ADA)
@@ -185,7 +185,7 @@ ACTS: dict[Deed, Act] = {
 }
 
 
-@pytest.mark.promise("version.unpublish")
+@pytest.mark.promise("version.commands")
 @pytest.mark.parametrize(
     ("before", "deed", "version"),
     [
@@ -253,7 +253,7 @@ async def test_what_is_archived_is_edited_but_not_published(tour: World) -> None
     assert (await tour.authoring.publish("acme", "tour", based_on, KEEP, by=ADA)).version == 3
 
 
-@pytest.mark.promise("version.unpublish")
+@pytest.mark.promise("version.commands")
 @pytest.mark.parametrize("hide", [Deed.UNPUBLISHED, Deed.ARCHIVED, "disabled", "unassigned"])
 async def test_what_is_hidden_is_finished_by_those_mid_way_and_begun_by_nobody(tour: World, hide: str) -> None:
     (listing,) = await tour.tenancy.servers()
@@ -304,7 +304,7 @@ async def crowd(world: World) -> World:
     return world
 
 
-@pytest.mark.promise("version.dry-run")
+@pytest.mark.promise("version.commands")
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

@@ -118,7 +118,7 @@ def three_people() -> tuple[Course, list[Standing]]:
     return courses[0], [standing(course, people) for course, people in zip(courses, (12, 30, 4), strict=True)]
 
 
-@pytest.mark.promise("version.dry-run")
+@pytest.mark.promise("version.commands")
 @pytest.mark.parametrize(
     ("policy", "fates"),
     [
