@@ -169,6 +169,7 @@ async def test_who_edits_is_one_line(tour: World, by: str) -> None:
 # ---------------------------------------------------------------------------------------------- two editors
 
 
+@pytest.mark.promise("version.drafts")
 async def test_a_stale_edit_is_refused_with_what_changed_and_nothing_is_lost(tour: World) -> None:
     await edit(tour, RemoveStep("c"), by=BOB)
     with pytest.raises(StaleEdit) as refused:

@@ -49,6 +49,7 @@ def world(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Wo
     runner.run(empty())
 
 
+@pytest.mark.promise("content.pull")
 @settings(max_examples=60, deadline=None)
 @given(first=held_manuscripts, second=held_manuscripts, is_draft=st.booleans())
 def test_what_is_pulled_pushes_back_as_the_identical_version(

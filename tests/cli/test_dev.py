@@ -84,7 +84,7 @@ def era(request: pytest.FixtureRequest) -> str:
 # --------------------------------------------------------------------------------------------- what it prints
 
 
-@pytest.mark.promise("dev.ready-token")
+@pytest.mark.promise("dev")
 async def test_dev_prints_a_url_and_a_token_with_which_the_walkthroughs_are_listed(dev: Serving, era: str) -> None:
     (url,) = re.findall(r"^ *URL +(\S+)$", announced(dev), re.MULTILINE)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/mcp", url)
@@ -94,7 +94,7 @@ async def test_dev_prints_a_url_and_a_token_with_which_the_walkthroughs_are_list
     assert all(row["status"] is not None for row in rows)  # so the token says who calls
 
 
-@pytest.mark.promise("dev.ready-token")
+@pytest.mark.promise("dev")
 async def test_the_line_for_claude_can_be_pasted_and_works(dev: Serving) -> None:
     (line,) = (line for line in announced(dev).splitlines() if "claude mcp add" in line)
     words = shlex.split(line)
@@ -109,7 +109,7 @@ async def test_the_line_for_claude_can_be_pasted_and_works(dev: Serving) -> None
         assert (await me.call("get_walkthrough_status"))["walkthroughs"] is not None
 
 
-@pytest.mark.promise("dev.ready-token")
+@pytest.mark.promise("dev")
 async def test_the_configuration_can_be_pasted_and_works(dev: Serving) -> None:
     text = announced(dev)
     configuration = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
@@ -120,7 +120,7 @@ async def test_the_configuration_can_be_pasted_and_works(dev: Serving) -> None:
         assert (await me.call("get_walkthrough_status"))["walkthroughs"] is not None
 
 
-@pytest.mark.promise("dev.ready-token")
+@pytest.mark.promise("dev")
 def test_nobody_else_can_read_the_token(dev: Serving, home: Path) -> None:
     file = home / ".cairn" / "dev-token"
     assert file.read_text() == token_of(dev) + "\n"
@@ -135,7 +135,7 @@ def test_what_is_printed_fits_a_terminal_but_for_what_is_to_be_pasted(dev: Servi
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.promise("content.shipped")
+@pytest.mark.promise("content.real")
 async def test_a_shipped_walkthrough_is_taken_to_its_end(dev: Serving, era: str, key: str) -> None:
     steps = read_folder(next(each for each in WALKTHROUGHS.iterdir() if each.is_dir() and key in each.name)).steps
     async with learner(dev.url, token_of(dev), era=era) as me:
@@ -199,7 +199,7 @@ async def patient(me: Learner, tool: str, **arguments: Any) -> dict[str, Any]:
         assert time.monotonic() < deadline, "it did not come back"
 
 
-@pytest.mark.promise("dev.resume-after-kill")
+@pytest.mark.promise("dev")
 async def test_a_killed_database_comes_back_by_itself_and_nothing_is_lost(dev: Serving, home: Path, era: str) -> None:
     data_dir = home / ".cairn"
     async with learner(dev.url, token_of(dev), era=era) as me:
@@ -217,7 +217,7 @@ async def test_a_killed_database_comes_back_by_itself_and_nothing_is_lost(dev: S
         assert postmaster(data_dir) != before
 
 
-@pytest.mark.promise("dev.resume-after-kill", "dev.ready-token")
+@pytest.mark.promise("dev")
 async def test_a_killed_dev_is_started_again_and_the_person_stands_where_they_stood(used: Path) -> None:
     stood: dict[str, Any] = {}
     with serving("dev", "--port", "0", "--data-dir", str(used)) as first:
@@ -248,7 +248,7 @@ async def test_a_killed_dev_is_started_again_and_the_person_stands_where_they_st
             assert (onward["status"], onward["step"]["number"]) == ("advanced", stood["step"]["number"] + 1)
 
 
-@pytest.mark.promise("dev.ready-token")
+@pytest.mark.promise("dev")
 def test_a_token_that_was_revoked_or_lost_is_replaced_at_the_next_start(used: Path, nursery: Nursery) -> None:
     token = (used / "dev-token").read_text().strip()
     revoke = ("token", "revoke", "--server", "demo", "--token", "-", "--data-dir", str(used))

@@ -23,7 +23,7 @@ def test_two_are_shipped() -> None:
     assert len(FOLDERS) == 2
 
 
-@pytest.mark.promise("content.shipped")
+@pytest.mark.promise("content.real")
 @each_folder
 def test_a_shipped_walkthrough_lints_clean_and_has_at_least_six_steps(nursery: Nursery, folder: Path) -> None:
     told = nursery.run("lint", str(folder), "--json").json
@@ -31,7 +31,7 @@ def test_a_shipped_walkthrough_lints_clean_and_has_at_least_six_steps(nursery: N
     assert told["steps"] >= 6
 
 
-@pytest.mark.promise("content.shipped")
+@pytest.mark.promise("content.real")
 @each_folder
 def test_every_step_can_be_checked_and_says_how_long_it_takes(folder: Path) -> None:
     for step in read_folder(folder).steps:
@@ -47,7 +47,7 @@ def commands_in(folder: Path) -> Iterator[str]:
             yield found[1].strip()
 
 
-@pytest.mark.promise("content.shipped")
+@pytest.mark.promise("content.real")
 @each_folder
 def test_every_command_in_a_shipped_walkthrough_is_one_that_there_is(folder: Path) -> None:
     for line in commands_in(folder):

@@ -312,6 +312,7 @@ def test_what_the_folder_holds_already_is_not_written_again_in_whatever_files(fo
     assert contents(folder) == before
 
 
+@pytest.mark.promise("content.pull")
 def test_changes_that_were_never_stored_are_refused_and_forced(folder: Path) -> None:
     assert refusal(folder, known=()) == (
         "DIR has changes that were never stored: push them, or overwrite them with --force"

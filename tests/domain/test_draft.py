@@ -107,6 +107,7 @@ def edited_list(steps: Listed, edit: Edit) -> Listed | type[OperatorError]:
     return steps
 
 
+@pytest.mark.promise("version.drafts")
 @given(key_orders, st.lists(edits, max_size=25))
 @examples(400)
 def test_any_sequence_of_edits_makes_what_it_would_make_of_a_list(keys: tuple[str, ...], sequence: list[Edit]) -> None:
