@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import count
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from adapters.postgres.connections import Database
 from adapters.system import RandomIds, SystemClock
-from domain.tenancy import AuthMode, Caller, Server
+from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, replay
+from domain.tenancy import AuthMode, Caller, OrganizationId, Server
+from domain.walkthrough import VersionKey
 from tests.processes import Learner, Serving, learner, serving
 from tests.worlds import World, on_postgres
 
@@ -93,15 +95,58 @@ async def make_tenant(database: Database, service: Serving, **given: Any) -> Ten
     return Tenant(world, server, service, organization)
 
 
-@pytest.fixture
-async def tenant(database: Database, service: Serving) -> Tenant:
-    return await make_tenant(database, service)
+_PROGRESS = """
+select mcp_server_id, mcp_server_user_id, walkthrough_id, version, attempt, revision, status, current_step_id, carried,
+       started_at, last_activity_at, completed_at
+  from walkthrough_progress
+ where organization_id = $1
+"""
+_EVENTS = """
+select revision, kind, attempt, version, from_step_id, to_step_id, outcome, note, occurred_at
+  from walkthrough_progress_events
+ where (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id) = ($1, $2, $3, $4)
+ order by revision
+"""
+
+
+async def assert_that_events_replay(world: World, owner: asyncpg.Connection, organization: OrganizationId) -> None:
+    """What an organisation's events lead to is what is stored as progress, row by row."""
+    # One snapshot, for a client may have hung up on a call that is still being answered.
+    async with owner.transaction(isolation="repeatable_read", readonly=True):
+        stored = [_progress(organization, dict(row)) for row in await owner.fetch(_PROGRESS, organization)]
+        events = [[_event(dict(row)) for row in await owner.fetch(_EVENTS, *astuple(each.key))] for each in stored]
+    for progress, led_there in zip(stored, events, strict=True):
+        keys = {VersionKey(organization, progress.key.walkthrough_id, each.version) for each in led_there}
+        versions = {key.number: version for key, version in (await world.library.versions(keys)).items()}
+        assert replay(progress.key, led_there, versions) == progress
+
+
+def _progress(organization: OrganizationId, row: dict[str, Any]) -> Progress:
+    person = (row.pop("mcp_server_id"), row.pop("mcp_server_user_id"), row.pop("walkthrough_id"))
+    typed = {"status": Status(row["status"]), "carried": frozenset(row["carried"])}
+    return Progress(key=ProgressKey(organization, *person), **row | typed)
+
+
+def _event(row: dict[str, Any]) -> ProgressEvent:
+    return ProgressEvent(
+        **row | {"kind": EventKind(row["kind"]), "outcome": Outcome(row["outcome"]) if row["outcome"] else None}
+    )
 
 
 @pytest.fixture
-async def closed_tenant(database: Database, service: Serving) -> Tenant:
-    """A tenant whose server wants a token from the first request on."""
-    return await make_tenant(database, service, auth_mode=AuthMode.ON_CONNECT)
+async def tenant(database: Database, service: Serving, owner: asyncpg.Connection) -> AsyncIterator[Tenant]:
+    """A tenant whose stored progress, whatever the test did, is at its end what the stored events lead to."""
+    made = await make_tenant(database, service)
+    yield made
+    await assert_that_events_replay(made.world, owner, made.server.key.organization_id)
+
+
+@pytest.fixture
+async def closed_tenant(database: Database, service: Serving, owner: asyncpg.Connection) -> AsyncIterator[Tenant]:
+    """A tenant like that, whose server wants a token from the first request on."""
+    made = await make_tenant(database, service, auth_mode=AuthMode.ON_CONNECT)
+    yield made
+    await assert_that_events_replay(made.world, owner, made.server.key.organization_id)
 
 
 @pytest.fixture(params=["auto", "legacy"])
