@@ -91,7 +91,9 @@ class Prospect:
     version: int
     """The number that the content would get, or has."""
     is_unchanged: bool
-    """Whether it is the latest version's, so that nobody is moved; the forecast is then empty."""
+    """Whether it is the latest version's. Then nobody is moved, unless that was unpublished and is shown again."""
+    policy: PublishPolicy
+    """The one that would hold: of what is unchanged, the earlier one."""
     forecast: Forecast
 
 
@@ -285,7 +287,7 @@ class Authoring:
         organization_id = await self._tenancy.organization(organization)
         walkthrough = await self._walkthroughs.read(organization_id, manuscript.key)
         if walkthrough is None:
-            return Prospect(1, is_unchanged=False, forecast=Forecast(()))
+            return Prospect(1, is_unchanged=False, policy=policy, forecast=Forecast(()))
         latest = walkthrough.latest_number
         intake = take_in(
             manuscript,
@@ -295,8 +297,15 @@ class Authoring:
             publish=True,
         )
         if intake.is_unchanged:
-            return Prospect(intake.version, is_unchanged=True, forecast=Forecast(()))
-        standings = await self._walkthroughs.standings(organization_id, walkthrough.id)
+            policy = walkthrough.record(latest).policy
+        if intake.is_unchanged and walkthrough.is_published:
+            return Prospect(intake.version, is_unchanged=True, policy=policy, forecast=Forecast(()))
+        # Whoever is on that very version already is not moved by it.
+        standings = [
+            each
+            for each in await self._walkthroughs.standings(organization_id, walkthrough.id)
+            if each.version != intake.version
+        ]
         keys = {VersionKey(organization_id, walkthrough.id, each.version) for each in standings}
         versions = await self._library.versions(keys)
         expected = forecast(
@@ -307,7 +316,7 @@ class Authoring:
             {version.number: content for version, content in versions.items()},
             withdrawn={version.number for version in walkthrough.versions if version.is_withdrawn},
         )
-        return Prospect(intake.version, is_unchanged=False, forecast=expected)
+        return Prospect(intake.version, is_unchanged=intake.is_unchanged, policy=policy, forecast=expected)
 
     async def unpublish(self, organization: str, key_: str, *, by: str) -> Done:
         """Hides a walkthrough; those mid-way may finish it.

@@ -212,8 +212,8 @@ class Walkthrough:
     ) -> Change:
         """Makes `manuscript` the draft, by edits where there is one, and publishes it where `publish` says how.
 
-        Content equal to the latest version's makes no new one: a draft that was pushed goes back to it, and one that
-        was edited in place is left alone, unless forced.
+        Content equal to the latest version's makes no new one. A draft is then left alone, unless it is forced; only
+        a push that is not to be published takes a draft back to it that was pushed itself.
 
         Raises:
             EditedInPlace: when that would undo edits made in place since the last push, and is not forced.
@@ -225,7 +225,8 @@ class Walkthrough:
         intake = self._take_in(manuscript, publish)
         if publish is not None and not intake.is_unchanged and expected_latest not in (None, self.latest_number):
             raise PublishedMeanwhile(self.key, self.versions[-1] if self.versions else None)
-        if intake.is_unchanged and (self.draft is None or (self.is_edited_in_place and not is_forced)):
+        keeps_draft = not is_forced and (publish is not None or self.is_edited_in_place)
+        if intake.is_unchanged and (self.draft is None or keeps_draft):
             change = Change(self, self)
         else:
             change = self._overwritten(manuscript, ids, signed, is_forced=is_forced)

@@ -54,6 +54,8 @@ def push(
     for option, is_given in (("--policy", policy), ("--dry-run", is_dry_run), ("--expect", expected is not None)):
         if is_given and not publish:
             raise click.UsageError(f"{option} goes with --publish.")
+    if is_dry_run and servers:
+        raise click.UsageError("--dry-run is about the servers that there are: leave out --server.")
     placements = [_placement(each) for each in servers]
     signed = _who(by)
     manuscript = manuscript_in(folder)
@@ -198,7 +200,7 @@ def _dry_run(
     result = {
         "key": key,
         "version": prospect.version,
-        "policy": policy.value,
+        "policy": prospect.policy.value,
         "unchanged": prospect.is_unchanged,
         "people": forecast.people(),
         "fates": {fate.value: forecast.people(fate) for fate in Fate},
@@ -214,15 +216,18 @@ def _dry_run(
             for each in forecast.outlooks
         ],
     }
-    show(as_json, result, *_foretold(key, policy, prospect))
+    show(as_json, result, *_foretold(key, prospect))
 
 
-def _foretold(key: str, policy: PublishPolicy, prospect: Prospect) -> Iterator[str]:
-    if prospect.is_unchanged:
+def _foretold(key: str, prospect: Prospect) -> Iterator[str]:
+    outlooks = prospect.forecast.outlooks
+    if prospect.is_unchanged and not outlooks:
         yield f"{key} is unchanged: version {prospect.version} has this content, and nobody would be moved."
         return
-    yield f"Publishing {key} as version {prospect.version} with {policy.value}:"
-    outlooks = prospect.forecast.outlooks
+    if prospect.is_unchanged:
+        yield f"Showing version {prospect.version} of {key} again, under its earlier policy, {prospect.policy.value}:"
+    else:
+        yield f"Publishing {key} as version {prospect.version} with {prospect.policy.value}:"
     if outlooks:
         yield ""
         steps = [clipped(f"{each.number} {each.step_key}", _STEP_CELLS) for each in outlooks[:_ROWS_SHOWN]]

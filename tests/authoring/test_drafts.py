@@ -250,6 +250,13 @@ async def test_who_pushes_what_the_draft_holds_has_seen_its_edits(tour: World) -
     assert order(await tour.authoring.draft("acme", "tour")) == "a"
 
 
+async def test_a_publish_of_what_is_published_leaves_a_colleague_s_draft_alone(tour: World) -> None:
+    await tour.authoring.push("acme", manuscript("a", "x"), publish=None, servers=[], by=BOB)
+    again = await tour.authoring.push("acme", manuscript("a", "b", "c"), publish=PublishPolicy.KEEP, servers=[], by=ADA)
+    assert (again.version, again.is_unchanged) == (1, True)
+    assert order(await tour.authoring.draft("acme", "tour")) == "ax"
+
+
 async def test_a_push_of_what_is_published_takes_a_pushed_draft_back_and_leaves_an_edited_one(tour: World) -> None:
     await tour.authoring.push("acme", manuscript("a"), publish=None, servers=[], by=ADA)
     again = await tour.authoring.push("acme", manuscript("a", "b", "c"), publish=None, servers=[], by=ADA)

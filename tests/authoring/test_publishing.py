@@ -345,6 +345,19 @@ async def test_the_dry_run_of_the_latest_content_moves_nobody_and_that_of_someth
     assert (new.version, new.is_unchanged, new.forecast.outlooks) == (1, False, ())
 
 
+@pytest.mark.promise("version.commands")
+async def test_the_dry_run_of_showing_an_unpublished_version_again_foresees_the_move_that_waits(crowd: World) -> None:
+    await crowd.publish("a", "b", policy=CARRY_OVER)
+    await crowd.authoring.unpublish("acme", "tour", by=ADA)
+    again = await crowd.authoring.forecast("acme", manuscript("a", "b"), KEEP)
+    assert (again.version, again.is_unchanged, again.policy) == (2, True, CARRY_OVER)
+    assert [(each.step_key, each.fate, each.to_number, each.people) for each in again.forecast.outlooks] == [
+        ("a", Fate.STAYS, None, 1),
+        ("b", Fate.MOVES, 2, 2),
+        ("c", Fate.COMPLETES, None, 1),
+    ]
+
+
 async def test_people_are_counted_on_the_version_they_are_on(crowd: World) -> None:
     await crowd.publish("a", "b", policy=CARRY_OVER)
     await _learn(crowd, "p1@example.com", 0)
