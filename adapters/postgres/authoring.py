@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.postgres.assignments import place
 from adapters.postgres.connections import Database
+from adapters.postgres.learning import step_text
 from adapters.postgres.tables import (
     mcp_server_walkthroughs,
     walkthrough_draft_edits,
@@ -39,10 +40,8 @@ from domain.publishing import (
 )
 from domain.tenancy import Millis, OrganizationId, StepId, WalkthroughId
 from domain.walkthrough import (
-    Delivery,
     PublishPolicy,
     Step,
-    StepText,
     Version,
     VersionKey,
     VersionState,
@@ -308,7 +307,7 @@ def _content(key: VersionKey, row: RowMapping, steps: Mapping[int, Sequence[RowM
         title=row["title"],
         description=row["description"],
         type=WalkthroughType(row["type"]),
-        steps=tuple(Step(StepId(step["id"]), _text(step)) for step in steps[key.number]),
+        steps=tuple(Step(StepId(step["id"]), step_text(step)) for step in steps[key.number]),
     )
 
 
@@ -320,21 +319,8 @@ def _draft(key: VersionKey, walkthrough_key: str, row: RowMapping, steps: Mappin
         description=row["description"],
         type=WalkthroughType(row["type"]),
         chain=StepChain.from_links(StepLink(step["id"], step["next_step_id"]) for step in steps[key.number]),
-        texts={StepId(step["id"]): _text(step) for step in steps[key.number]},
+        texts={StepId(step["id"]): step_text(step) for step in steps[key.number]},
         revision=row["revision"],
-    )
-
-
-def _text(row: RowMapping) -> StepText:
-    return StepText(
-        key=row["key"],
-        title=row["title"],
-        content=row["content"],
-        assistant_notes=row["assistant_notes"],
-        workspace_actions=row["workspace_actions"],
-        done_when=row["done_when"],
-        delivery=Delivery(row["delivery"]),
-        estimated_minutes=row["estimated_minutes"],
     )
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 from asyncpg import Record
+from sqlalchemy import RowMapping
 
 from adapters.postgres.connections import Database
 from application.ports import Standing, VersionSummary
@@ -226,28 +227,27 @@ def _size_in_memory(version: Version) -> int:
     return sum(1_000 + sum(map(sys.getsizeof, step.text.texts())) for step in version.steps)
 
 
+def step_text(row: RowMapping | Record) -> StepText:
+    """What is written in a step, from its row by column name, whichever driver has read it."""
+    return StepText(
+        key=row["key"],
+        title=row["title"],
+        content=row["content"],
+        assistant_notes=row["assistant_notes"],
+        workspace_actions=row["workspace_actions"],
+        done_when=row["done_when"],
+        delivery=Delivery(row["delivery"]),
+        estimated_minutes=row["estimated_minutes"],
+    )
+
+
 def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
     return Version(
         key=key,
         title=rows[0]["version_title"],
         description=rows[0]["description"],
         type=WalkthroughType(rows[0]["type"]),
-        steps=tuple(
-            Step(
-                StepId(row["id"]),
-                StepText(
-                    key=row["key"],
-                    title=row["title"],
-                    content=row["content"],
-                    assistant_notes=row["assistant_notes"],
-                    workspace_actions=row["workspace_actions"],
-                    done_when=row["done_when"],
-                    delivery=Delivery(row["delivery"]),
-                    estimated_minutes=row["estimated_minutes"],
-                ),
-            )
-            for row in rows
-        ),
+        steps=tuple(Step(StepId(row["id"]), step_text(row)) for row in rows),
     )
 
 
