@@ -11,12 +11,13 @@ begins with `:::`, and those with blank lines at their ends.
 
     folder as it was ──written beside, read back──▶ .cairn-pull/ ──moved in, file by file──▶ folder as it is to be
 
-While files are moved, `.cairn-pull/journal.json` says how each file was and is to be. Whatever interrupts that, the
-next pull can tell what it finds from what somebody wrote since.
+While files are moved, `.cairn-pull/journal.json` says how each file was and is to be. Whatever interrupts that, be it
+a power cut, the next pull can tell what it finds from what somebody wrote since.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,7 +33,7 @@ from typing import Any
 
 from adapters.content.check import markdown_of
 from adapters.content.fields import read_fields
-from adapters.content.findings import Rule
+from adapters.content.findings import Rule, printable
 from adapters.content.folder import WALKTHROUGH_FILE, is_step, read_folder, read_step
 from adapters.content.schema import SCHEMA, STEP_SCHEMA, WALKTHROUGH_SCHEMA, Schema
 from domain.errors import ContentRejected, InvalidValue, OperatorError
@@ -150,19 +151,23 @@ def _quoted(character: str) -> str:
 
 _STAGE = ".cairn-pull"
 _JOURNAL = "journal.json"
+_WHOLE_JOURNAL = f"{_JOURNAL}.new"
+_NAMES_SHOWN = 3  # of files, in one sentence
 
 
 def write_folder(folder: Path, manuscript: Manuscript, *, known: Collection[str], is_forced: bool = False) -> bool:
     """Makes `folder` hold `manuscript`; False where it does already, in whatever files, and nothing is written.
 
-    Where it holds this walkthrough with a content that is `known` (by hashes as of `Manuscript.content_hash`) the
-    walkthrough's files are replaced, and steps that it has no more are removed. All other files are left alone: those
-    in sub-folders, README.md, names that begin with a dot, images. A link in the folder is replaced itself, and
-    never what it leads to. Nothing is touched before all has been written beside, and read back.
+    Where it holds this walkthrough with a content that is `known` (by hashes as of `Manuscript.content_hash`), in the
+    very files that `folder_of` makes of that, these are replaced, and steps that it has no more are removed. All other
+    files are left alone: those in sub-folders, README.md, names that begin with a dot, images. A link in the folder is
+    replaced itself, and never what it leads to. Nothing is touched before all has been written beside, read back, and
+    is safe from a power cut.
 
     Raises:
-        OperatorError: when the folder holds changes that are not known, unless `is_forced`; another walkthrough, or
-            Markdown files that are none; or when it cannot be written.
+        OperatorError: when the folder holds changes that are not known, or anything else that could not be pulled
+            again (comments, names of files, layout), unless `is_forced`; another walkthrough, or Markdown files that
+            are none; or when it cannot be written.
         InvalidValue: as `folder_of`.
     """
     files = folder_of(manuscript)
@@ -177,12 +182,13 @@ def write_folder(folder: Path, manuscript: Manuscript, *, known: Collection[str]
                 _remove(root / _STAGE)
                 return False
             if ours and not _is_as_left(root, ours, journal, manuscript.key):
-                _require_replaceable(root, folder, found, journal, manuscript.key, known, is_forced=is_forced)
+                _require_replaceable(root, folder, ours, found, journal, manuscript.key, known, is_forced=is_forced)
             for name in {*ours, *files}:
                 if (root / name).is_dir() and not (root / name).is_symlink():
                     raise OperatorError(f"{folder / name} is a folder where a file belongs: move it away")
             _stage(root, folder, ours, files, manuscript)
             _move_in(root, ours, files)
+            _flush(root)
             _remove(root / _STAGE)
     except OSError as error:
         # str() of an OSError would name files that nobody asked about.
@@ -209,6 +215,7 @@ def _alone_in(root: Path, folder: Path) -> Iterator[None]:
 def _require_replaceable(
     root: Path,
     folder: Path,
+    ours: Collection[str],
     found: Manuscript | None,
     journal: _Journal | None,
     key: str,
@@ -229,6 +236,20 @@ def _require_replaceable(
         )
     if found.content_hash() not in known:
         raise OperatorError(f"{folder} has changes that were never stored: push them, or overwrite them with --force")
+    if own := _written_by_hand(root, ours, found):
+        more = f" and {len(own) - _NAMES_SHOWN} more" if len(own) > _NAMES_SHOWN else ""
+        raise OperatorError(
+            f"{folder} has comments, layout or file names of your own, which a pull does not keep "
+            f"({', '.join(own[:_NAMES_SHOWN])}{more}): name another folder, or replace these files with --force"
+        )
+
+
+def _written_by_hand(root: Path, ours: Collection[str], found: Manuscript) -> list[str]:
+    """The files that a pull of what the folder reads as would not write as they are, by name."""
+    pulled: dict[str, str] = {}
+    with suppress(InvalidValue):  # what reads well, and that no pull could have written
+        pulled = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder_of(found).items()}
+    return [printable(name) for name in sorted(ours) if _fingerprint(root / name) != pulled.get(name)]
 
 
 def _read(root: Path) -> Manuscript | None:
@@ -270,7 +291,8 @@ def _journal_in(root: Path) -> _Journal | None:
 
 def _is_as_left(root: Path, ours: Collection[str], journal: _Journal | None, key: str) -> bool:
     """Whether an interrupted pull of this walkthrough left the folder so, and nobody has written in it since."""
-    if journal is None or journal.key != key:
+    # Its first move takes this file away, and its last one brings it: while there is one, it is judged as any other.
+    if journal is None or journal.key != key or WALKTHROUGH_FILE in ours:
         return False
     return all(_fingerprint(root / name) in journal.files.get(name, ()) for name in ours)
 
@@ -286,8 +308,8 @@ def _fingerprint(path: Path) -> str:
 
 def _stage(root: Path, folder: Path, ours: Collection[str], files: Mapping[str, str], manuscript: Manuscript) -> None:
     stage = root / _STAGE
-    if stage.is_symlink() or stage.is_file():
-        raise OperatorError(f"{folder / _STAGE} is in the way of a pull: remove it")
+    if os.path.lexists(stage) and not _is_of_pulls(stage):
+        raise OperatorError(f"{folder / _STAGE} is in the way of a pull: move it away")
     stage.mkdir(exist_ok=True)
     try:
         _empty(stage)
@@ -296,14 +318,38 @@ def _stage(root: Path, folder: Path, ours: Collection[str], files: Mapping[str, 
         if read_folder(stage) != manuscript:
             raise InvalidValue(f"{manuscript.key} cannot be kept in {folder}: it would read otherwise")
         fingerprints = {name: [_fingerprint(at / name) for at in (root, stage)] for name in sorted({*ours, *files})}
-        whole = stage / f"{_JOURNAL}.new"
+        whole = stage / _WHOLE_JOURNAL
         whole.write_text(json.dumps({"key": manuscript.key, "files": fingerprints}))
+        _flush(*(stage / name for name in files), whole)
         whole.replace(stage / _JOURNAL)
+        _flush(stage, root)
     except BaseException:
         with suppress(OSError):
             _empty(stage)
             stage.rmdir()
         raise
+
+
+def _is_of_pulls(stage: Path) -> bool:
+    """Whether it is a folder, and holds nothing but what pulls put there."""
+    if stage.is_symlink() or not stage.is_dir():
+        return False
+    names = {WALKTHROUGH_FILE, _JOURNAL, _WHOLE_JOURNAL}
+    return all((path.name in names or is_step(path.name)) and path.is_file() for path in stage.iterdir())
+
+
+def _flush(*paths: Path) -> None:
+    """Sees to it that files, and the names in folders, outlast a power cut."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # A file system that cannot do this for a folder, as some in a network, says so: fsync(2).
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _empty(stage: Path) -> None:
@@ -325,5 +371,5 @@ def _move_in(root: Path, ours: Collection[str], files: Mapping[str, str]) -> Non
 
 
 def _remove(stage: Path) -> None:
-    if stage.is_dir() and not stage.is_symlink():
+    if _is_of_pulls(stage):
         shutil.rmtree(stage)

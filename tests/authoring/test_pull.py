@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from adapters.content.folder import read_folder
 from adapters.content.writing import write_folder
 from adapters.postgres.connections import Access, Database
+from domain.errors import NotFound
 from domain.walkthrough import Manuscript, PublishPolicy
+from entrypoints.cli import versions
 from tests.content.test_writing import held_manuscripts
-from tests.worlds import World, in_memory, on_postgres
+from tests.worlds import World, in_memory, manuscript, on_postgres
 
 _numbers = count(1)
 
@@ -95,3 +97,18 @@ def test_what_is_pulled_pushes_back_as_the_identical_version(
 
     with TemporaryDirectory() as folder:
         runner.run(go(Path(folder)))
+
+
+def test_a_draft_without_steps_is_told_as_such_before_anything_is_written(world: World, runner: asyncio.Runner) -> None:
+    slug = f"acme-{next(_numbers)}"
+
+    async def go() -> None:
+        await world.tenancy.create_organization(slug)
+        await world.authoring.push(slug, manuscript("one"), publish=None, servers=[], by="ada")
+        draft = await world.authoring.draft(slug, "tour")
+        await world.authoring.discard_draft(slug, "tour", (draft.key.number, draft.revision), by="ada")
+        with pytest.raises(NotFound) as refused:
+            await versions._content(world.authoring, slug, "tour", None, is_draft=True)
+        assert str(refused.value) == ("the draft of tour has no steps yet: push some first with 'cairn push DIR'")
+
+    runner.run(go())

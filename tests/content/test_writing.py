@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -260,11 +262,11 @@ NEW = tour(step("one", "# Step one\n\nDo it otherwise."), step("four"))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that holds OLD, by files of its author's own naming, and what is nobody's business."""
+    """A folder into which OLD was pulled, and what is nobody's business."""
     place = tmp_path / "tour"
     place.mkdir()
     for name, text in folder_of(OLD).items():
-        (place / name.replace("01-one", "1 one").replace("02-two", "02-Two")).write_text(text)
+        (place / name).write_text(text)
     for name in ("README.md", ".hidden.md", "picture.png", "notes.txt", "drafts/05-five.md"):
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(f"this is {name}")
@@ -308,10 +310,55 @@ def test_known_content_is_replaced_and_everything_else_stays(folder: Path) -> No
     assert contents(folder) == {**folder_of(NEW), **others(folder)}
 
 
+def by_hand(folder: Path) -> None:
+    """Makes OLD's files there such as an author writes them."""
+    (folder / "01-one.md").rename(folder / "1 one.md")
+    (folder / "02-two.md").write_text("---\n# Said so by Ada.\ntitle: Step two\n---\n# Step two\n\nDo two.\n")
+    (folder / "walkthrough.yaml").write_text(f"# For new colleagues.\n{folder_of(OLD)['walkthrough.yaml']}")
+    assert read_folder(folder) == OLD
+
+
+@pytest.mark.promise("content.pull")
 def test_what_the_folder_holds_already_is_not_written_again_in_whatever_files(folder: Path) -> None:
+    by_hand(folder)
     before = contents(folder)
     assert write_folder(folder, OLD, known=()) is False
+    assert write_folder(folder, OLD, known=(), is_forced=True) is False
     assert contents(folder) == before
+
+
+@pytest.mark.promise("content.pull")
+def test_what_an_author_wrote_beside_the_content_is_refused_by_name_and_forced(folder: Path) -> None:
+    by_hand(folder)
+    assert refusal(folder) == (
+        "DIR has comments, layout or file names of your own, which a pull does not keep "
+        "(02-two.md, 1 one.md, walkthrough.yaml): name another folder, or replace these files with --force"
+    )
+    (folder / "03-three.md").rename(folder / "3\n.md")
+    (folder / "3\n.md").write_text("---\nkey: three\n---\n" + folder_of(OLD)["03-three.md"])
+    assert read_folder(folder) == OLD
+    assert "(02-two.md, 1 one.md, 3\\n.md and 1 more)" in refusal(folder)
+    assert pull(folder, is_forced=True) is True
+    assert contents(folder) == {**folder_of(NEW), **others(folder)}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("walkthrough.yaml", "title: The tour", "# So far.\ntitle: The tour"),
+        ("walkthrough.yaml", "title: The tour", 'title: "The tour"'),
+        ("02-two.md", "# Step two", "---\ntitle: Step two\n---\n# Step two"),
+        ("02-two.md", "Do two.\n", "Do two."),
+        ("02-two.md", "\n", "\r\n"),
+    ],
+)
+def test_one_byte_that_could_not_be_pulled_again_is_enough_to_refuse(
+    folder: Path, name: str, old: str, new: str
+) -> None:
+    path = folder / name
+    path.write_text(path.read_text().replace(old, new), newline="")
+    assert read_folder(folder) == OLD
+    assert f" keep ({name}): " in refusal(folder)
 
 
 @pytest.mark.promise("content.pull")
@@ -323,8 +370,16 @@ def test_changes_that_were_never_stored_are_refused_and_forced(folder: Path) -> 
     assert contents(folder) == {**folder_of(NEW), **others(folder)}
 
 
+def test_a_folder_that_no_pull_can_write_is_refused_as_written_by_hand(folder: Path) -> None:
+    (folder / "01-one.md").write_text("---\ntitle: One\n---\n---\n# So\n\n::: done-when\nIt is.\n:::\n\n---\nEnd.\n")
+    found = read_folder(folder)
+    with pytest.raises(InvalidValue):
+        folder_of(found)
+    assert " keep (01-one.md, 02-two.md, 03-three.md and 1 more): " in refusal(folder, known=(found,))
+
+
 def test_what_is_no_sound_walkthrough_is_refused_and_forced(folder: Path) -> None:
-    (folder / "1 one.md").write_text("# One\n\n::: note\n")
+    (folder / "01-one.md").write_text("# One\n\n::: note\n")
     assert refusal(folder) == ("DIR does not hold a sound walkthrough: see 'cairn lint', or overwrite it with --force")
     assert pull(folder, is_forced=True) is True
     assert contents(folder) == {**folder_of(NEW), **others(folder)}
@@ -336,7 +391,7 @@ def test_another_walkthroughs_folder_is_refused_forced_or_not(folder: Path, is_s
     yaml = folder / "walkthrough.yaml"
     yaml.write_text(yaml.read_text().replace("key: tour", "key: 'other'"))
     if not is_sound:
-        (folder / "1 one.md").write_text("\x00")
+        (folder / "01-one.md").write_text("\x00")
     assert refusal(folder, is_forced=is_forced) == (
         "DIR holds another walkthrough, 'other': name another folder, --force or not"
     )
@@ -359,10 +414,11 @@ def test_a_folder_without_any_file_of_a_walkthrough_is_filled(tmp_path: Path) ->
 
 def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(folder: Path, tmp_path: Path) -> None:
     inside = folder / "drafts" / "one.txt"
-    (folder / "1 one.md").rename(inside)
+    (folder / "01-one.md").rename(inside)
     (folder / "01-one.md").symlink_to(inside)
     before = inside.read_text()
-    assert pull(folder) is True
+    assert " keep (01-one.md): " in refusal(folder)
+    assert pull(folder, is_forced=True) is True
     assert not (folder / "01-one.md").is_symlink()
     assert inside.read_text() == before
     outside = tmp_path / "outside.md"
@@ -375,15 +431,29 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(folder: Path, tmp
     assert outside.read_text() == "theirs"
 
 
-@pytest.mark.parametrize("kind", ["link", "file"])
-def test_what_is_in_the_place_of_the_stage_is_told_and_never_followed(folder: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["link", "dangling", "file", "with a folder in it", "with a file in it"])
+def test_what_is_in_the_place_of_the_stage_is_told_and_never_followed_or_removed(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "precious").write_text("x")
-    if kind == "link":
-        (folder / ".cairn-pull").symlink_to(tmp_path / "elsewhere")
-    else:
-        (folder / ".cairn-pull").write_text("x")
-    assert refusal(folder) == "DIR/.cairn-pull is in the way of a pull: remove it"
+    stage = folder / ".cairn-pull"
+    match kind:
+        case "link":
+            stage.symlink_to(tmp_path / "elsewhere")
+        case "dangling":
+            stage.symlink_to(tmp_path / "nowhere")
+        case "file":
+            stage.write_text("x")
+        case "with a folder in it":
+            (stage / "05-five.md").mkdir(parents=True)
+        case "with a file in it":
+            stage.mkdir()
+            (stage / "notes.txt").write_text("x")
+    there = sorted(folder.rglob("*"))
+    assert refusal(folder) == "DIR/.cairn-pull is in the way of a pull: move it away"
+    assert write_folder(folder, OLD, known=()) is False
+    assert sorted(folder.rglob("*")) == there
     assert (tmp_path / "elsewhere" / "precious").read_text() == "x"
 
 
@@ -421,7 +491,7 @@ class Crash(BaseException):
     pass
 
 
-def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, allowed: int) -> bool:
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, allowed: int, *, is_forced: bool = False) -> bool:
     """Ends a pull as its process may end, after so many changes to the folder; False where it made no more."""
     left = allowed
 
@@ -438,7 +508,7 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, allowed: int) -> 
         for name in ("unlink", "replace", "mkdir", "rmdir"):
             patch.setattr(Path, name, watching(watched, getattr(Path, name)))
         try:
-            pull(folder)
+            pull(folder, is_forced=is_forced)
         except Crash:
             return True
     return False
@@ -467,7 +537,7 @@ def test_a_pull_that_was_interrupted_anywhere_can_be_made_again(
         assert contents(folder) == {**folder_of(NEW), **others(folder)}, f"after {moments - 1} changes"
         shutil.rmtree(folder)
         shutil.copytree(template, folder)
-    assert halves == 6  # four former files go and three come: all in between
+    assert halves == 5  # three former files go, and two come before the last one: after each of them
     assert moments > halves
     assert contents(folder) == {**folder_of(NEW), **others(folder)}
 
@@ -478,10 +548,89 @@ def test_what_was_written_since_an_interruption_is_not_overwritten(
     moments = iter(range(100))
     while (folder / "walkthrough.yaml").exists():
         assert interrupted(folder, monkeypatch, next(moments))
-    (folder / "02-Two.md").write_text("# Mine\n\nWritten since.\n")
+    (folder / "03-three.md").write_text("# Mine\n\nWritten since.\n")
     assert refusal(folder) == "DIR does not hold a sound walkthrough: see 'cairn lint', or overwrite it with --force"
     assert pull(folder, is_forced=True) is True
     assert contents(folder) == {**folder_of(NEW), **others(folder)}
+
+
+def test_a_forced_pull_that_was_interrupted_before_it_moved_anything_leaves_no_leave_to_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand(folder)
+    before = contents(folder)
+    # Two changes: its temporary place is made, and the journal is there.
+    assert interrupted(folder, monkeypatch, 2, is_forced=True)
+    assert (folder / ".cairn-pull" / "journal.json").exists()
+    assert before.items() <= contents(folder).items()
+    assert " of your own, " in refusal(folder)
+
+
+def test_new_files_are_safe_from_a_power_cut_before_old_ones_go_and_the_journal_after_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    originals = {"unlink": Path.unlink, "replace": Path.replace}
+    flush, remove = os.fsync, shutil.rmtree
+
+    def flushed(descriptor: int) -> None:
+        node = os.fstat(descriptor).st_ino
+        (path,) = (each for each in (folder, *folder.rglob("*")) if each.stat().st_ino == node)
+        told.append(f"flush {path.relative_to(folder)}")
+        flush(descriptor)
+
+    def changed(name: str):  # type: ignore[no-untyped-def]
+        def watched(path: Path, *given: object, **options: object) -> object:
+            told.append(f"{name} {path.relative_to(folder)}")
+            return originals[name](path, *given, **options)  # type: ignore[operator]
+
+        return watched
+
+    def removed(path: Path) -> None:
+        told.append(f"remove {path.relative_to(folder)}")
+        remove(path)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    for name in originals:
+        monkeypatch.setattr(Path, name, changed(name))
+    assert pull(folder) is True
+    # In which order the former files go is the disk's.
+    gone = sorted(told[8:10])
+    assert [*told[:8], *gone, *told[10:]] == [
+        "flush .cairn-pull/01-one.md",
+        "flush .cairn-pull/02-four.md",
+        "flush .cairn-pull/walkthrough.yaml",
+        "flush .cairn-pull/journal.json.new",
+        "replace .cairn-pull/journal.json.new",
+        "flush .cairn-pull",
+        "flush .",
+        "unlink walkthrough.yaml",
+        "unlink 02-two.md",
+        "unlink 03-three.md",
+        "replace .cairn-pull/01-one.md",
+        "replace .cairn-pull/02-four.md",
+        "replace .cairn-pull/walkthrough.yaml",
+        "flush .",
+        "remove .cairn-pull",
+    ]
+
+
+@pytest.mark.parametrize(("number", "is_borne"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_disk_that_cannot_flush_is_borne_and_one_that_fails_to_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_borne: bool
+) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    if is_borne:
+        assert pull(folder) is True
+        assert contents(folder) == {**folder_of(NEW), **others(folder)}
+    else:
+        assert refusal(folder) == (
+            "cannot write DIR (Input/output error): name a folder that can be written, and pull again"
+        )
 
 
 def test_a_failure_before_anything_is_moved_leaves_the_folder_as_it_was(
