@@ -26,8 +26,10 @@ Resumed: attempts, not completed then, that went on after more than 30 minutes i
 Too fast: attempts with two advances, one after the other on the same version, at most 3 seconds apart. At a step: those
 whose second advance left it.
 
-Reached: the step became the current one. A step that is passed over, because it was completed in an earlier version, is
-not reached again.
+Reached: the step became the current one and was shown. A step that is passed over, because it was completed in an
+earlier version, is not reached again. Nor is one reached that nobody was shown, because the call that advanced to it
+moved on to a newer version at once. Such a call leaves an advance and a move in the same millisecond. So would two
+calls, were they that quick or the clock set back between them: the events do not tell these apart, and count as one.
 
 Completed, at a step: it was reached, and left by an advance, done or skipped.
 

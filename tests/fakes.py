@@ -321,9 +321,8 @@ class MemoryWalkthroughStore:
             walkthrough.versions[change.after.latest_number] = change.after.latest
         if change.entry is not None:
             walkthrough.ledger.append(change.entry)
-        for placement in placements:
-            _place(self._memory, placement, state.id)
-        return change
+        assignments = [_place(self._memory, placement, state.id) for placement in placements]
+        return replace(change, assignments=tuple(assignments))
 
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
         return [
@@ -380,8 +379,10 @@ class MemoryAssignmentStore:
         self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey], *, is_enabled: bool
     ) -> Sequence[bool]:
         id = self._id(organization_id, key)
-        if any((server, id) not in self._memory.assignments for server in servers):
-            raise NotFound(f"walkthrough {key!r} is not on this server: assign it first")
+        for server in servers:
+            if (server, id) not in self._memory.assignments:
+                slug = self._memory.servers[server].slug
+                raise NotFound(f"walkthrough {key!r} is not on server {slug!r}: assign it first")
         were = [self._memory.assignments[server, id] for server in servers]
         for assignment in were:
             self._memory.assignments[assignment.server, id] = replace(assignment, is_enabled=is_enabled)
@@ -491,6 +492,12 @@ def _is_within(cohort: Cohort, began_at: Millis) -> bool:
     return (cohort.since is None or cohort.since <= began_at) and (cohort.until is None or began_at < cohort.until)
 
 
+def _is_one_call(event: ProgressEvent, following: ProgressEvent) -> bool:
+    """Whether a `next` advanced, and then made the move that a publish demands."""
+    kinds = (event.kind, following.kind)
+    return kinds == (EventKind.ADVANCED, EventKind.MOVED) and event.occurred_at == following.occurred_at
+
+
 class _Stay:
     """One attempt, for as long as it was on `version`; or all of it."""
 
@@ -516,7 +523,7 @@ class _Stay:
 
     def walk(self, steps: Mapping[StepId, str], measures: Measures) -> None:
         advanced: ProgressEvent | None = None
-        for event in self.events:
+        for event, following in itertools.zip_longest(self.events, self._following):
             left = steps[event.from_step_id] if event.from_step_id else ""
             if event.kind is EventKind.ADVANCED:
                 self.completed.add(left)
@@ -534,14 +541,14 @@ class _Stay:
                     newest_first = (-event.occurred_at, self.key.server_id, self.key.user_id, -event.revision)
                     self.notes.append((newest_first, note))
             self.current = steps[event.to_step_id] if event.to_step_id else None
-            if self.current:
-                self.reached.add(self.current)
-        for event, following in zip(self.events, self._following, strict=False):
-            gap = following.occurred_at - event.occurred_at
-            if event.to_step_id and gap > measures.pause:
+            if self.current is None or (following and _is_one_call(event, following)):
+                continue  # nothing was shown
+            self.reached.add(self.current)
+            gap = following.occurred_at - event.occurred_at if following else 0
+            if gap > measures.pause:
                 self.is_resumed = True
-            elif event.to_step_id:
-                self.active[steps[event.to_step_id]] += gap
+            elif following:
+                self.active[self.current] += gap
 
     def state(self, measures: Measures) -> str:
         if self.current is None:

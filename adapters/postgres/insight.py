@@ -37,7 +37,8 @@ with moment as (
            stay as (partition by mcp_server_id, mcp_server_user_id, attempt, version order by revision
                     rows unbounded preceding)
 ), visit as (
-    -- An attempt at a step; the key is null once no step is left.
+    -- An attempt at a step; the key is null once no step is left. A step from which the call that advanced to it moved
+    -- on at once was shown to nobody.
     select m.mcp_server_id, m.mcp_server_user_id, m.attempt, s.key,
            min(m.occurred_at) filter (where m.kind in ('started', 'restarted')
                                          or (m.kind = 'moved' and $4::integer is not null)) as began_at,
@@ -52,7 +53,8 @@ with moment as (
       from moment m
       left join walkthrough_steps s
         on s.organization_id = $1 and s.walkthrough_id = $2 and s.version = m.version and s.id = m.to_step_id
-     where $4::integer is null or m.version = $4
+     where ($4::integer is null or m.version = $4)
+       and (m.kind = 'advanced' and m.next_kind = 'moved' and m.gap = 0) is not true
      group by m.mcp_server_id, m.mcp_server_user_id, m.attempt, s.key
 ), attempt as (
     select mcp_server_id, mcp_server_user_id, attempt,

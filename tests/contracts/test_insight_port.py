@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from adapters.postgres.connections import Access, Database
 from application.insight import PAUSE, TOO_FAST
+from application.learning import Lesson
 from application.ports import Cohort, Counts, Measures, Subject
 from domain.errors import CairnError, StepNotCurrent
 from domain.progress import Outcome
-from domain.tenancy import Caller, Millis
+from domain.tenancy import Caller, Millis, ServerId
 from domain.walkthrough import PublishPolicy
 from tests.domain.generate import examples, key_orders, revised
 from tests.fakes import CountedIds, SetClock
@@ -142,6 +144,72 @@ async def test_a_note_counts_at_the_step_of_its_handle_also_where_that_is_of_an_
     assert counts.steps["a"].reached == 0
 
 
+@pytest.mark.promise("numbers")
+async def test_a_step_that_a_call_advances_to_and_moves_on_from_at_once_was_shown_to_nobody(world: World) -> None:
+    callers = [await world.caller(await world.server(slug=slug)) for slug in ("guides", "labs")]
+    servers = [caller.server.server_id for caller in callers]
+
+    async def select(caller: Caller) -> str:
+        world.clock.time += 60_000
+        return str((await world.learning.select(caller, "tour", restart=False, to_latest=False)).progress.handle())
+
+    async def done(caller: Caller, handle: str) -> str:
+        world.clock.time += 60_000
+        lesson = await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None)
+        return str(lesson.progress.handle())
+
+    await world.publish("a", "b", "c", "d", servers=("guides", "labs"))
+    at_b = [await done(caller, await select(caller)) for caller in callers]
+    await done(callers[1], at_b[1])  # and is shown c
+    await world.publish("x", "a", "b", policy=PublishPolicy.CARRY_OVER, servers=("guides", "labs"))
+    await done(callers[0], at_b[0])  # c would come now, but x is shown
+    await select(callers[1])
+
+    async def at_steps(server: ServerId | None, version: int | None) -> dict[str, tuple[int, int]]:
+        counts = await counts_of(world, "acme", Cohort(version, server, None, None))
+        assert counts.attempts.moved_on == (counts.attempts.started if version == 1 else 0)
+        return {key: (step.reached, step.completed) for key, step in counts.steps.items()}
+
+    both, one = (2, 2), (1, 1)
+    assert await at_steps(None, None) == {"a": both, "b": both, "c": (1, 0), "x": (2, 0)}
+    assert await at_steps(None, 1) == {"a": both, "b": both, "c": (1, 0)}
+    assert await at_steps(None, 2) == {"x": (2, 0)}
+    assert await at_steps(servers[0], None) == {"a": one, "b": one, "x": (1, 0)}
+    assert await at_steps(servers[0], 1) == {"a": one, "b": one}
+    assert await at_steps(servers[1], 1) == {"a": one, "b": one, "c": (1, 0)}
+
+
+async def test_no_time_at_a_step_that_was_not_shown_is_no_time_that_is_left_of_it(world: World) -> None:
+    caller = await world.caller(await world.server())
+    await world.publish("a", "b")
+    handle = str((await world.learning.select(caller, "tour", restart=False, to_latest=False)).progress.handle())
+    await world.publish("x", "a", "b", policy=PublishPolicy.CARRY_OVER)
+    for passed in (1_000, 1_000, PAUSE + 1):  # a, whereupon b is not shown; x; b, after a pause
+        world.clock.time += passed
+        lesson = await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None)
+        handle = str(lesson.progress.handle())
+    step = (await counts_of(world, "acme")).steps["b"]
+    assert (step.reached, step.completed, step.timed, step.median_active) == (1, 1, 0, None)
+
+
+@pytest.mark.parametrize(("advances", "gap", "reached"), [(1, 0, 0), (1, 1, 1), (0, 0, 1)])
+async def test_only_an_advance_and_a_move_of_one_millisecond_are_taken_for_one_call(
+    world: World, advances: int, gap: int, reached: int
+) -> None:
+    caller = await world.caller(await world.server())
+    await world.publish("a", "b")
+    lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+    for _ in range(advances):
+        handle = str(lesson.progress.handle())
+        lesson = await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None)
+    await world.publish("x", policy=PublishPolicy.CARRY_OVER)
+    world.clock.time += gap
+    await world.learning.select(caller, "tour", restart=False, to_latest=False)
+    counts = await counts_of(world, "acme")
+    left = counts.steps.get("ab"[advances])
+    assert (left.reached if left else 0) == reached
+
+
 # ------------------------------------------------------------------------------------------------- whatever happens
 
 # Beside the lengths that decide something: one less, the length itself, one more.
@@ -178,12 +246,14 @@ def pools(owner_url: str, runner: asyncio.Runner) -> Iterator[Database]:
 
 
 class _Told:
-    """Does the same in two worlds: three people, on two servers, in one walkthrough."""
+    """Does the same in two worlds: three people, on two servers, in one walkthrough; and remembers what they saw."""
 
     def __init__(self, worlds: tuple[World, World], slug: str) -> None:
         self.worlds = worlds
         self.slug = slug
         self.handles: list[list[str]] = [[], [], []]
+        self.shown: set[tuple[int, int, int, str]] = set()
+        """Person, attempt, version and key of each step that was shown."""
 
     async def begin(self, steps: tuple[str, ...]) -> None:
         self.callers: list[list[Caller]] = []
@@ -195,17 +265,18 @@ class _Told:
         await self.publish(steps, PublishPolicy.KEEP)
 
     async def publish(self, steps: tuple[str, ...], policy: PublishPolicy) -> None:
+        self.pass_time(1)  # so that no move by a call of its own is in the millisecond of the advance before it
         servers = (f"{self.slug}-0", f"{self.slug}-1")
         for world in self.worlds:
             await world.publish(*steps, organization=self.slug, policy=policy, servers=servers)
 
     async def select(self, person: int, how: str) -> None:
+        self.pass_time(1)
         for world, callers in zip(self.worlds, self.callers, strict=True):
             lesson = await world.learning.select(
                 callers[person], "tour", restart=how == "restart", to_latest=how == "latest"
             )
-        if handle := lesson.progress.handle():
-            self.handles[person].append(str(handle))
+        self.remember(person, lesson)
 
     async def next(self, person: int, outcome: Outcome, handle: str, note: str | None) -> None:
         for world, callers in zip(self.worlds, self.callers, strict=True):
@@ -213,8 +284,23 @@ class _Told:
                 lesson = await world.learning.next(callers[person], handle, None, outcome=outcome, note=note)
             except CairnError:
                 return
-        if following := lesson.progress.handle():
-            self.handles[person].append(str(following))
+        self.remember(person, lesson)
+
+    def remember(self, person: int, lesson: Lesson) -> None:
+        if lesson.step is not None:
+            progress = lesson.progress
+            self.handles[person].append(str(progress.handle()))
+            self.shown.add((person, progress.attempt, progress.version, lesson.step.text.key))
+
+    def shown_to(self, cohort: Cohort) -> dict[str, int]:
+        """How many attempts of the cohort, whenever they began, were shown each step."""
+        attempts = {
+            (person, attempt, key)
+            for person, attempt, version, key in self.shown
+            if cohort.version in (None, version)
+            and cohort.server_id in (None, self.callers[0][person].server.server_id)
+        }
+        return Counter(key for _, _, key in attempts)
 
     def pass_time(self, milliseconds: int) -> None:
         for world in self.worlds:
@@ -264,6 +350,9 @@ def test_the_fake_and_postgres_count_the_same(
         ends = whole.completed, whole.in_progress, whole.abandoned, whole.restarted, whole.moved_on
         assert sum(ends) == whole.started
         assert whole.moved_on == 0 or cohort.version is not None
+        if cohort.since is cohort.until is None:
+            reached = {key: step.reached for key, step in real.steps.items() if step.reached}
+            assert reached == told.shown_to(cohort)
         for step in real.steps.values():
             assert step.reached <= whole.started
             assert step.completed + step.here <= step.reached

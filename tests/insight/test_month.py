@@ -137,6 +137,10 @@ def _movers() -> Iterator[Attempt]:
     stuck = Visit("retries", (Act(5 * MINUTE, "stuck", "Where are the errors?"), Act(31 * MINUTE, "skipped")))
     on_3 = Stay(3, on_2.ends(), (stuck, Visit("test", (quick,)), Visit("deploy", ())))
     yield Attempt(PEOPLE + 2, "guides", (on_2, on_3))
+    # Comes back by saying that 'call' is done. 'errors' would be next, but what is shown is version 3's 'retries'.
+    on_2 = Stay(2, begins, (*far[:2], Visit("call", (Act(2 * DAY, "done"),))))
+    on_3 = Stay(3, on_2.ends(), (Visit("retries", (quick,)), Visit("test", ())))
+    yield Attempt(PEOPLE + 3, "labs", (on_2, on_3))
 
 
 # ------------------------------------------------------------------------------------------------ acting it out
