@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import msgspec
@@ -90,8 +91,8 @@ class PostgresWalkthroughStore:
             change = decide(walkthrough)
             if not change.is_empty:
                 await _write(connection, change, now)
-            await place(connection, organization_id, walkthrough.id, placements, now)
-        return change
+            assignments = await place(connection, organization_id, walkthrough.id, placements, now)
+        return replace(change, assignments=tuple(assignments))
 
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
         its = walkthrough_ledger.c

@@ -96,6 +96,7 @@ REFUSALS = [
     ("walkthrough_versions_first_step_fkey", _change("walkthrough_versions", DRAFT, first_step_id="'nowhere'")),
     ("walkthrough_versions_first_step_fkey", _change("walkthrough_versions", DRAFT, first_step_id="'a21'")),
     ("walkthrough_versions_first_step_fkey", _change("walkthrough_versions", DRAFT, first_step_id="'b31'")),
+    ("walkthrough_versions_withdrawal", _change("walkthrough_versions", "version = 2", state="'withdrawn'")),
     ("walkthrough_steps_pkey", _copy("walkthrough_steps", LAST, key="k", position=9, next_step_id="a31")),
     ("walkthrough_steps_key_key", _copy("walkthrough_steps", LAST, id="a39", position=9, next_step_id="a31")),
     ("walkthrough_steps_position_key", _copy("walkthrough_steps", LAST, id="a39", key="k", next_step_id="a31")),
@@ -331,9 +332,15 @@ async def test_a_versions_state_goes_one_way(
         await tenants.execute(_change("walkthrough_versions", f"version = {version}", **change))
 
 
-async def test_a_published_version_can_be_withdrawn(tenants: asyncpg.Connection) -> None:
-    await tenants.execute(_change("walkthrough_versions", "version = 2", state="'withdrawn'"))
-    assert await _state(tenants, 2) == "withdrawn"
+@pytest.mark.parametrize("is_first", [False, True], ids=["of the latest", "before there is a later one"])
+async def test_an_older_version_can_be_withdrawn(tenants: asyncpg.Connection, is_first: bool) -> None:
+    """Also by a publish that does it before it makes its own version the latest."""
+    statements = [_PUBLISH_TOO, _LATEST_IS_3]
+    statements.insert(1 if is_first else 2, _WITHDRAW_2)
+    async with tenants.transaction():
+        for statement in statements:
+            await tenants.execute(statement)
+    assert [await _state(tenants, number) for number in (2, 3)] == ["withdrawn", "published"]
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["withdrawn", "published"])
@@ -355,6 +362,9 @@ _STEP_TOO = (
     "insert into walkthrough_steps (organization_id, walkthrough_id, version, id, key, title, next_step_id, content,"
     " delivery) select 'a', 'wt_a', 3, 'a34', 'k', 'K', 'a31', 'Do it.', 'explain'"
 )
+_LATEST_IS_3 = "update walkthroughs set latest_version = 3 where organization_id = 'a'"
+_WITHDRAW_2 = _change("walkthrough_versions", "version = 2", state="'withdrawn'")
+_WITHDRAW_3 = _change("walkthrough_versions", "version = 3", state="'withdrawn'")
 WAYS = {
     "a step, then the publish, in one statement": (
         f"with s as ({_STEP_TOO} returning 1) {_PUBLISH_TOO} and exists (select from s)"
@@ -436,6 +446,13 @@ WAYS = {
     "a walkthrough is replaced within one statement": (
         "with gone as (delete from walkthroughs where organization_id = 'a' returning *)"
         " insert into walkthroughs select * from gone"
+    ),
+    "the latest version is withdrawn": _WITHDRAW_2,
+    "a version is published, withdrawn, and made the latest": f"{_PUBLISH_TOO}; {_WITHDRAW_3}; {_LATEST_IS_3}",
+    "a version is published and withdrawn, and never the latest": f"{_PUBLISH_TOO}; {_WITHDRAW_3}",
+    "the latest version is withdrawn, and the later one taken back": (
+        f"begin; {_WITHDRAW_2}; savepoint before; {_PUBLISH_TOO}; {_LATEST_IS_3};"
+        " set constraints all immediate; rollback to before; commit"
     ),
     "all but the latest version go": "delete from walkthrough_versions where organization_id = 'a' and version < 2",
     "versions are truncated": "truncate walkthrough_versions cascade",
