@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check simulate fuzz mutations clean
+.PHONY: run install test check simulate storm fuzz mutations clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -25,6 +25,10 @@ check: .venv/installed-dev
 # Misbehaving assistants against a real service: N persons, each by its own seed. CAIRN_SIMULATION_SEED takes one alone.
 simulate: .venv/installed-dev
 	CAIRN_SIMULATIONS=$(or $(N),1000) $(BIN)/python -m pytest tests/simulation -s --timeout 0
+
+# People who learn for SECONDS while versions of all policies are published: nobody loses a step.
+storm: .venv/installed-dev
+	CAIRN_STORM_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/authoring/test_races.py -k fifty -s --timeout 0
 
 # Bad requests against a real service, and bad folders: N of each, or for SECONDS each. SEED makes a run again.
 fuzz: .venv/installed-dev

@@ -48,6 +48,12 @@ class Stored:
     version: int
     is_published: bool
     is_unchanged: bool
+    policy: PublishPolicy | None
+    """The one that holds: of what is unchanged, the earlier one. None for a draft."""
+    is_shown_again: bool
+    """Whether this ended an unpublishing."""
+    hidden_on: tuple[str, ...]
+    """The slugs of the servers, among those it was to be put on, on which it is and stays disabled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Done:
     deed: Deed
     version: int | None
     """The one that it concerns, which is the latest but for a withdrawal; None where there is none."""
+    policy: PublishPolicy | None
+    """That version's."""
     was_already: bool
 
 
@@ -79,7 +87,7 @@ class History:
     versions: Sequence[VersionListing]
     """By number."""
     draft: Draft | None
-    """None while nobody has edited or pushed anything since the latest version."""
+    """None while it holds nothing that the latest version does not."""
     ledger: Sequence[LedgerEntry]
     """In order."""
 
@@ -137,7 +145,7 @@ class Authoring:
 
         Raises:
             ContentRejected: a text of it must not be delivered.
-            NotFound: no such organisation or server.
+            NotFound: no such organisation or server, and as `Walkthrough.push`.
             EditedInPlace, PublishedMeanwhile, OperatorError: as `Walkthrough.push`.
         """
         self._check_content(manuscript)  # here too, where nobody waits for the walkthrough meanwhile
@@ -157,7 +165,8 @@ class Authoring:
             new_id=WalkthroughId(self._ids.new("wt")),
             placements=placements,
         )
-        return _stored(change)
+        on = zip(servers, change.assignments, strict=True)
+        return _stored(change, hidden_on=tuple(slug for (slug, _), at in on if not at.is_enabled))
 
     # ----------------------------------------------------------------------------------------------- drafts
 
@@ -385,7 +394,7 @@ class Authoring:
             is_published=walkthrough.is_published,
             archived_at=walkthrough.archived_at,
             versions=[VersionListing(each, people.get(each.number, _NOBODY)) for each in walkthrough.versions],
-            draft=walkthrough.draft,
+            draft=walkthrough.draft if walkthrough.is_changed else None,
             ledger=await self._walkthroughs.ledger(organization_id, walkthrough.id),
         )
 
@@ -497,7 +506,9 @@ class Authoring:
     ) -> Done:
         organization_id = await self._tenancy.organization(organization)
         change = await self._change(organization_id, key_, decide)
-        return Done(key_, deed, version or change.after.latest_number or None, was_already=change.is_empty)
+        number = version or change.after.latest_number or None
+        policy = None if number is None else change.after.record(number).policy
+        return Done(key_, deed, number, policy, was_already=change.is_empty)
 
     async def _read(
         self, organization: str, key_: str, *, since: DraftRevision | None = None
@@ -522,7 +533,17 @@ class Authoring:
         return [(await self._tenancy.server(slug, organization)).key for slug in slugs]
 
 
-def _stored(change: Change) -> Stored:
+def _stored(change: Change, *, hidden_on: tuple[str, ...] = ()) -> Stored:
     intake, after = change.intake, change.after
     assert intake is not None, "a push and a publish take a content in"  # noqa: S101
-    return Stored(after.id, after.key, intake.version, intake.is_published, intake.is_unchanged)
+    is_version = intake.version <= after.latest_number
+    return Stored(
+        after.id,
+        after.key,
+        intake.version,
+        is_published=intake.is_published,
+        is_unchanged=intake.is_unchanged,
+        policy=after.record(intake.version).policy if is_version else None,
+        is_shown_again=change.entry is not None and change.entry.deed is Deed.REPUBLISHED,
+        hidden_on=hidden_on,
+    )

@@ -264,8 +264,9 @@ class WalkthroughStore(Protocol):
 
         Other authors of the same walkthrough wait meanwhile, so `decide` sees what is stored, is called once, and
         does nothing but decide. With `new_id`, a walkthrough that is not there is begun. At last it is assigned to
-        `placements`. Whatever `decide` raises comes through, and nothing is stored. Of a draft, what differs is
-        written: for one edit at most three links, and at most one step beside.
+        `placements`, and the change that is returned has the assignments, in their order. Whatever `decide` raises
+        comes through, and nothing is stored. Of a draft, what differs is written: for one edit at most three links,
+        and at most one step beside.
 
         Raises:
             NotFound: no such walkthrough in this organisation, and no `new_id`.

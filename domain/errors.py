@@ -214,17 +214,14 @@ class EditedInPlace(OperatorError):
 
 
 class PublishedMeanwhile(OperatorError):
-    """Nothing was published. `version` is the one that was published first; None where there is none at all."""
+    """Nothing was published. `version` is the one that was published first."""
 
-    def __init__(self, key: str, version: VersionRecord | None) -> None:
-        if version is None:
-            super().__init__(f"nothing was published: {key} has no version yet, and you expected one")
-        else:
-            by = f" by {version.published_by}" if version.published_by else ""
-            super().__init__(
-                f"version {version.number} of {key} was published already{by}, with the policy "
-                f"{version.policy.value}, and nothing was done now: look at it before you publish again"
-            )
+    def __init__(self, key: str, version: VersionRecord) -> None:
+        by = f" by {version.published_by}" if version.published_by else ""
+        super().__init__(
+            f"version {version.number} of {key} was published already{by}, with the policy {version.policy.value}, "
+            "and nothing was done now: look at it before you publish again"
+        )
         self.version = version
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from domain.errors import CorruptHistory, WalkthroughUnavailable
-from domain.progress import Progress, ProgressKey, Status, Told, Versions, move_is_offered, select
+from domain.progress import Progress, ProgressKey, Status, Told, Transition, Versions, move_is_offered, select
 from domain.tenancy import Millis, ServerId, StepId, UserId
 from domain.walkthrough import Manuscript, Publication, PublishPolicy, Step, Version, VersionKey
 
@@ -28,6 +28,8 @@ class Fate(StrEnum):
     """They go on at the first step of the new version that they have not done."""
     COMPLETES = "completes"
     """They have done every step of the new version."""
+    PENDING = "pending"
+    """They would go on in the new version, and do so once the walkthrough is shown on their server again."""
     RESTARTS = "restarts"
     """Their version is withdrawn: they begin the new one."""
     WAITS = "waits"
@@ -35,7 +37,6 @@ class Fate(StrEnum):
 
 
 _FATES = {
-    Told.RESUMED: Fate.STAYS,
     Told.MOVED_TO_LATEST: Fate.MOVES,
     Told.COMPLETED: Fate.COMPLETES,
     Told.RESTARTED: Fate.RESTARTS,
@@ -138,19 +139,20 @@ def _progress(key: VersionKey, standing: Standing) -> Progress:
 
 def _fate(progress: Progress, publication: Publication, mine: Version, new: Version) -> tuple[Fate, int | None]:
     """Their next select after the publish, and the number of the new version's step that it leads to, if any."""
+    versions = {mine.number: mine, new.number: new}
+
+    def selected(publication: Publication) -> Transition:
+        return select(progress, progress.key, publication, versions, restart=False, to_latest=False, now=Millis(0))
+
     try:
-        transition = select(
-            progress,
-            progress.key,
-            publication,
-            {mine.number: mine, new.number: new},
-            restart=False,
-            to_latest=False,
-            now=Millis(0),
-        )
+        transition = selected(publication)
     except WalkthroughUnavailable:
         return Fate.WAITS, None
     after = transition.after
     if after.version == new.number:
         return _FATES[transition.told], after.current_number(new)
-    return Fate.OFFERED if move_is_offered(after, publication) else _FATES[transition.told], None
+    if move_is_offered(after, publication):
+        return Fate.OFFERED, None
+    if selected(replace(publication, is_available=True)).after.version == new.number:
+        return Fate.PENDING, None
+    return Fate.STAYS, None

@@ -31,6 +31,7 @@ from domain.draft import Draft, Edit, InsertStep, RecordedEdit, RemoveStep
 from domain.errors import EditedInPlace, NotFound, OperatorError, PublishedMeanwhile
 from domain.tenancy import Millis, OrganizationId, StepId, WalkthroughId, display_name
 from domain.walkthrough import (
+    Assignment,
     Intake,
     Manuscript,
     PublishPolicy,
@@ -138,6 +139,13 @@ class Walkthrough:
         """Whether the draft holds edits that no push has brought, nor has seen."""
         return self.draft is not None and self.draft.revision > self.pushed_revision
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is a draft, with another content than the latest version's."""
+        if self.draft is None or self.latest is None:
+            return self.draft is not None
+        return _content(self.draft) != self.latest.manuscript(self.key)
+
     def record(self, number: int) -> VersionRecord:
         """The version with this number.
 
@@ -217,14 +225,15 @@ class Walkthrough:
 
         Raises:
             EditedInPlace: when that would undo edits made in place since the last push, and is not forced.
-            PublishedMeanwhile: when the latest version is not `expected_latest`, unless it has this very content.
+            PublishedMeanwhile: when there is a newer version than `expected_latest`, without this very content.
+            NotFound: when there is no version `expected_latest` yet.
             OperatorError: to publish what is archived.
         """
         if publish is not None:
             self._require_not_archived()
         intake = self._take_in(manuscript, publish)
-        if publish is not None and not intake.is_unchanged and expected_latest not in (None, self.latest_number):
-            raise PublishedMeanwhile(self.key, self.versions[-1] if self.versions else None)
+        if publish is not None and not intake.is_unchanged and expected_latest is not None:
+            self._require_latest(expected_latest)
         keeps_draft = not is_forced and (publish is not None or self.is_edited_in_place)
         if intake.is_unchanged and (self.draft is None or keeps_draft):
             change = Change(self, self)
@@ -359,6 +368,14 @@ class Walkthrough:
             return LedgerEntry(deed, None, None, None, None, signed.by, signed.at)
         return _entry_of(self.record(self.latest_number), deed, signed)
 
+    def _require_latest(self, expected: int) -> None:
+        if expected > self.latest_number:
+            problem = f"nothing was published: {self.key} has no version {expected} yet"
+            remedy = f"see 'cairn versions {self.key}'" if self.latest else "expect 0 to publish its first"
+            raise NotFound(f"{problem}: {remedy}")
+        if expected < self.latest_number:
+            raise PublishedMeanwhile(self.key, self.versions[-1])
+
     def _require_not_archived(self) -> None:
         if self.archived_at is not None:
             raise OperatorError(f"{self.key} is archived: restore it before you publish it")
@@ -380,6 +397,8 @@ class Change:
     entry: LedgerEntry | None = None
     intake: Intake | None = None
     """What became of the content, where some was handed in or published."""
+    assignments: tuple[Assignment, ...] = ()
+    """Where it was put with the change; no part of what is decided."""
 
     @property
     def is_empty(self) -> bool:

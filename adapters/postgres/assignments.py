@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.postgres.connections import Database
-from adapters.postgres.tables import mcp_server_walkthroughs, walkthroughs
+from adapters.postgres.tables import mcp_server_walkthroughs, mcp_servers, walkthroughs
 from application.ports import Placement
 from domain.errors import NotFound
 from domain.publishing import unknown
@@ -64,8 +64,14 @@ class PostgresAssignmentStore:
                 .with_for_update()
             )
             was_enabled = {row.mcp_server_id: row.is_enabled for row in rows}
-            if any(server.server_id not in was_enabled for server in servers):
-                raise NotFound(f"walkthrough {key!r} is not on this server: assign it first")
+            for server in servers:
+                if server.server_id not in was_enabled:
+                    slug = await connection.scalar(
+                        select(mcp_servers.c.slug).where(
+                            mcp_servers.c.organization_id == organization_id, mcp_servers.c.id == server.server_id
+                        )
+                    )
+                    raise NotFound(f"walkthrough {key!r} is not on server {slug!r}: assign it first")
             await connection.execute(update(mcp_server_walkthroughs).where(*here).values(is_enabled=is_enabled))
         return [was_enabled[server.server_id] is not is_enabled for server in servers]
 

@@ -17,7 +17,7 @@ from domain.forecast import Fate
 from domain.publishing import Deed
 from domain.walkthrough import Manuscript, PublishPolicy
 from entrypoints.cli.columns import clipped
-from entrypoints.cli.commands import manuscript_in, with_container
+from entrypoints.cli.commands import given, manuscript_in, to_publish, with_container
 from entrypoints.cli.terminal import show
 
 _WIDTH = 80
@@ -61,7 +61,8 @@ def push(
     manuscript = manuscript_in(folder)
     chosen = _policy(policy)
     if is_dry_run:
-        _dry_run(org, chosen, data_dir, as_json, lambda authoring: _given(manuscript))
+        again = ["push", folder, "--org", org, "--publish", *_as_given(policy, by, data_dir, is_forced=is_forced)]
+        _dry_run(org, chosen, data_dir, as_json, lambda authoring: _given(manuscript), again)
         return
     stored = with_container(
         data_dir,
@@ -75,7 +76,10 @@ def push(
             is_forced=is_forced,
         ),
     )
-    _show_stored(stored, as_json, servers=[slug for slug, _ in placements])
+    lines = [_hidden(stored.key, org, slug) for slug in stored.hidden_on]
+    slugs = [slug for slug, _ in placements]
+    asked = chosen if publish else None
+    _show_stored(stored, asked, as_json, *lines, servers=slugs, hidden_on=list(stored.hidden_on))
 
 
 async def _given(manuscript: Manuscript) -> Manuscript:
@@ -99,9 +103,9 @@ def publish(
 
     stored = with_container(data_dir, lambda container: published(container.authoring()))
     if isinstance(stored, Stored):
-        _show_stored(stored, as_json)
+        _show_stored(stored, chosen, as_json)
     else:
-        _show_done(stored, as_json)
+        _show_done(stored, as_json, asked=chosen)
 
 
 async def _drafted(authoring: Authoring, org: str, key: str) -> Manuscript:
@@ -123,7 +127,8 @@ def rollback(
     signed = _who(by)
     chosen = _policy(policy)
     if is_dry_run:
-        _dry_run(org, chosen, data_dir, as_json, lambda authoring: _older(authoring, org, key, version))
+        again = ["rollback", key, version, "--org", org, *_as_given(policy, by, data_dir, is_forced=is_forced)]
+        _dry_run(org, chosen, data_dir, as_json, lambda authoring: _older(authoring, org, key, version), again)
         return
     stored = with_container(
         data_dir,
@@ -131,7 +136,7 @@ def rollback(
             org, key, version, chosen, by=signed, expected_latest=expected, is_forced=is_forced
         ),
     )
-    _show_stored(stored, as_json, source=version)
+    _show_stored(stored, chosen, as_json, source=version)
 
 
 async def _older(authoring: Authoring, org: str, key: str, version: int) -> Manuscript:
@@ -146,9 +151,17 @@ def _revision(draft: Draft) -> tuple[int, int]:
     return draft.key.number, draft.revision
 
 
-def _show_stored(stored: Stored, as_json: bool, *, source: int | None = None, **more: Any) -> None:
+def _as_given(policy: str | None, by: str | None, data_dir: Path | None, *, is_forced: bool) -> Sequence[object]:
+    options = (given("--policy", policy), given("--by", by), given("--data-dir", data_dir))
+    return [word for option in (*options, ["--force"] if is_forced else []) for word in option]
+
+
+def _show_stored(
+    stored: Stored, asked: PublishPolicy | None, as_json: bool, *lines: str, source: int | None = None, **more: Any
+) -> None:
     if stored.is_unchanged:
-        sentence = f"{stored.key} is unchanged: version {stored.version} has this content."
+        what = f"Published {stored.key} again" if stored.is_shown_again else f"{stored.key} is unchanged"
+        sentence = f"{what}: version {stored.version} has this content.{_stands(stored.policy, asked)}"
     elif stored.is_published:
         of = "" if source is None else f", with the content of version {source}"
         sentence = f"Published {stored.key} as version {stored.version}{of}."
@@ -159,9 +172,15 @@ def _show_stored(stored: Stored, as_json: bool, *, source: int | None = None, **
         "version": stored.version,
         "published": stored.is_published,
         "unchanged": stored.is_unchanged,
+        "policy": stored.policy,
         **more,
     }
-    show(as_json, result, sentence)
+    show(as_json, result, sentence, *lines)
+
+
+def _stands(policy: PublishPolicy | None, asked: PublishPolicy | None) -> str:
+    """That a version keeps the policy it was published with, where another one was asked for."""
+    return f" Its earlier policy ({policy.value}) stands." if policy and asked and policy is not asked else ""
 
 
 # ------------------------------------------------------------------------------------------------- the dry run
@@ -171,6 +190,7 @@ _WHAT_BECOMES = {
     Fate.OFFERED: "may finish version {0.version}, and are told how to move",
     Fate.MOVES: "go on at step {0.to_number}",
     Fate.COMPLETES: "have completed it",
+    Fate.PENDING: "move once it is shown there",
     Fate.RESTARTS: "begin again at step {0.to_number}",
     Fate.WAITS: "wait: it is hidden on their server",
 }
@@ -179,6 +199,7 @@ _ALTOGETHER = {
     Fate.OFFERED: ("is offered the move", "are offered the move"),
     Fate.MOVES: ("moves", "move"),
     Fate.COMPLETES: ("has completed it", "have completed it"),
+    Fate.PENDING: ("moves once it is shown on their server", "move once it is shown on their server"),
     Fate.RESTARTS: ("begins again", "begin again"),
     Fate.WAITS: ("waits", "wait"),
 }
@@ -190,7 +211,10 @@ def _dry_run(
     data_dir: Path | None,
     as_json: bool,
     content: Callable[[Authoring], Awaitable[Manuscript]],
+    again: Sequence[object] | None = None,
 ) -> None:
+    """`again` are the words of the command that publishes, where it takes --expect."""
+
     async def foreseen(authoring: Authoring) -> tuple[str, Prospect]:
         manuscript = await content(authoring)
         return manuscript.key, await authoring.forecast(org, manuscript, policy)
@@ -216,13 +240,17 @@ def _dry_run(
             for each in forecast.outlooks
         ],
     }
-    show(as_json, result, *_foretold(key, prospect))
+    lines = list(_foretold(key, prospect, policy))
+    if again is not None and not (prospect.is_unchanged and not forecast.outlooks):
+        lines.append(to_publish(*again, latest=prospect.version - (not prospect.is_unchanged)))
+    show(as_json, result, *lines)
 
 
-def _foretold(key: str, prospect: Prospect) -> Iterator[str]:
+def _foretold(key: str, prospect: Prospect, asked: PublishPolicy) -> Iterator[str]:
     outlooks = prospect.forecast.outlooks
     if prospect.is_unchanged and not outlooks:
-        yield f"{key} is unchanged: version {prospect.version} has this content, and nobody would be moved."
+        same = f"{key} is unchanged: version {prospect.version} has this content, and nobody would be moved."
+        yield f"{same}{_stands(prospect.policy, asked)}"
         return
     if prospect.is_unchanged:
         yield f"Showing version {prospect.version} of {key} again, under its earlier policy, {prospect.policy.value}:"
@@ -275,9 +303,16 @@ _DONE = {
 }
 
 
-def _show_done(done: Done, as_json: bool) -> None:
-    result = {"key": done.key, "done": done.deed.value, "version": done.version, "unchanged": done.was_already}
-    show(as_json, result, _DONE[done.deed][done.was_already].format(done.key, done.version))
+def _show_done(done: Done, as_json: bool, *, asked: PublishPolicy | None = None) -> None:
+    result = {
+        "key": done.key,
+        "done": done.deed.value,
+        "version": done.version,
+        "policy": done.policy,
+        "unchanged": done.was_already,
+    }
+    sentence = _DONE[done.deed][done.was_already].format(done.key, done.version)
+    show(as_json, result, f"{sentence}{_stands(done.policy, asked)}")
 
 
 def unpublish(key: str, org: str, by: str | None, data_dir: Path | None, as_json: bool) -> None:
@@ -336,7 +371,15 @@ def assign(key: str, org: str, servers: Sequence[str], data_dir: Path | None, as
         {"server": slug, "order": each.display_order, "enabled": each.is_enabled}
         for (slug, _), each in zip(placements, assigned, strict=True)
     ]
-    show(as_json, {"key": key, "servers": rows}, *(f"{key} is on {row['server']}, at {row['order']}." for row in rows))
+    lines = [f"{key} is on {row['server']}, at {row['order']}." for row in rows]
+    lines += [
+        _hidden(key, org, slug) for (slug, _), each in zip(placements, assigned, strict=True) if not each.is_enabled
+    ]
+    show(as_json, {"key": key, "servers": rows}, *lines)
+
+
+def _hidden(key: str, org: str, server: str) -> str:
+    return f"{key} is hidden on {server}: 'cairn enable {key} --org {org} --server {server}' shows it."
 
 
 def _placement(text: str) -> tuple[str, int | None]:
@@ -376,5 +419,5 @@ def _show_servers(
 
 def order(server: str, keys: Sequence[str], org: str, data_dir: Path | None, as_json: bool) -> None:
     listed = with_container(data_dir, lambda container: container.authoring().order(org, server, keys))
-    lines = [f"{number:>3}  {key}" for number, key in enumerate(listed, start=1)]
+    lines = [f"{server}:", *(f"{number:>3}  {key}" for number, key in enumerate(listed, start=1))]
     show(as_json, {"server": server, "walkthroughs": list(listed)}, *lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 
 # Joiners hold emoji together, and Persian words.
 _JOINERS = "\u200c\u200d"
@@ -31,6 +32,18 @@ def _letter_cells(letter: str) -> int:
     if letter in _JOINERS or unicodedata.category(letter) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def folded(text: str, cells: int, indent: str = "") -> Iterator[str]:
+    """The text, on as many lines as it takes: broken at a blank, or where there is none, anywhere."""
+    room = cells - len(indent)
+    while width_of(text) > room:
+        fitting = len(clipped(text, room + 1)) - 1
+        blank = text.rfind(" ", 0, fitting + 1)
+        at = blank if blank > 0 else fitting
+        yield indent + text[:at]
+        text = text[at:].lstrip()
+    yield indent + text
 
 
 def clipped(text: str, cells: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from domain.errors import NotFound, OperatorError
 from domain.tenancy import AuthMode
 from domain.walkthrough import Manuscript
+from entrypoints.cli.columns import disarmed
 from entrypoints.cli.preview import page
 from entrypoints.cli.terminal import say, show
 from entrypoints.container import Container, Storage, storage
@@ -140,6 +142,16 @@ def manuscript_in(folder: Path) -> Manuscript:
         raise NotFound(f"{folder} is no folder: name the one that holds the walkthrough.yaml")
     manuscript: Manuscript = Container.read_folder()(folder)
     return manuscript
+
+
+def to_publish(*words: object, latest: int) -> str:
+    """The command line that publishes just what was shown: not where somebody else has published since."""
+    return disarmed(f"To publish: {shlex.join(['cairn', *map(str, words), '--expect', str(latest)])}")
+
+
+def given(option: str, value: object) -> Sequence[object]:
+    """An option as it stands in a command line, where it is given."""
+    return [] if value is None else [option, value]
 
 
 def lint(folder: Path, as_json: bool) -> None:

@@ -320,7 +320,12 @@ def push(**options: Any) -> None:
 @_org
 @_version
 @_draft
-@click.option("--force", "is_forced", is_flag=True, help="Overwrite changes in DIR that were never stored.")
+@click.option(
+    "--force",
+    "is_forced",
+    is_flag=True,
+    help="Overwrite what DIR holds and no pull could bring back: changes, comments, file names.",
+)
 @_data_dir
 @_json
 def pull(**options: Any) -> None:

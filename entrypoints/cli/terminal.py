@@ -10,15 +10,18 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
 
+from domain.draft import RecordedEdit
 from domain.errors import (
     ContentRejected,
     EditedInPlace,
     InvalidValue,
     OperatorError,
+    PublishedMeanwhile,
     StaleEdit,
     TemporarilyUnavailable,
 )
@@ -46,17 +49,49 @@ def run(command: Callable[..., None], options: dict[str, Any]) -> None:
             click.echo(line, err=True)
         files = len({finding.file for finding in error.findings})
         _fail(f"{error} in {files} file{'s' if files > 1 else ''}")
-    except (EditedInPlace, StaleEdit) as error:
-        if len(error.since) > _EDITS_SHOWN:
-            click.echo(f"({len(error.since) - _EDITS_SHOWN:,} earlier edits)", err=True)
-        for edit in error.since[-_EDITS_SHOWN:]:
-            click.echo(harmless(str(edit)), err=True)
+    except (EditedInPlace, PublishedMeanwhile, StaleEdit) as error:
+        if options["as_json"]:
+            click.echo(json.dumps({"error": str(error), **_facts(error)}, ensure_ascii=False))
+            raise SystemExit(1) from error
+        if not isinstance(error, PublishedMeanwhile):
+            _show_edits(error.since)
         _fail(str(error))
     except OperatorError as error:
         _fail(str(error))
     except TemporarilyUnavailable as error:
         remedy = "start it, or correct CAIRN_DATABASE_URL" if os.environ.get("CAIRN_DATABASE_URL") else "try again"
         _fail(f"the database does not answer ({_cause(error)}): {remedy}")
+
+
+def _show_edits(edits: Sequence[RecordedEdit]) -> None:
+    if len(edits) > _EDITS_SHOWN:
+        click.echo(f"({len(edits) - _EDITS_SHOWN:,} earlier edits)", err=True)
+    for edit in edits[-_EDITS_SHOWN:]:
+        click.echo(harmless(str(edit)), err=True)
+
+
+def _facts(error: EditedInPlace | PublishedMeanwhile | StaleEdit) -> dict[str, Any]:
+    """What came in between: somebody's version, or their edits. Times are Unix milliseconds."""
+    if isinstance(error, PublishedMeanwhile):
+        first = error.version
+        return {
+            "version": first.number,
+            "policy": first.policy,
+            "content_hash": first.content_hash,
+            "published_at": first.published_at,
+            "published_by": first.published_by,
+        }
+    since = [
+        {
+            "version": each.number,
+            "revision": each.revision,
+            "edit": {"kind": each.edit.kind, **asdict(each.edit)},
+            "by": each.edited_by,
+            "at": each.edited_at,
+        }
+        for each in error.since
+    ]
+    return {"version": error.number, "revision": error.revision, "since": since}
 
 
 def _refuse_what_is_no_text(options: dict[str, Any]) -> None:

@@ -18,12 +18,14 @@ from domain.errors import NotFound
 from domain.publishing import LedgerEntry
 from domain.tenancy import Millis
 from domain.walkthrough import Manuscript
-from entrypoints.cli.columns import clipped, disarmed, harmless, width_of
-from entrypoints.cli.commands import manuscript_in, with_container
+from entrypoints.cli.columns import clipped, disarmed, folded, harmless, width_of
+from entrypoints.cli.commands import given, manuscript_in, to_publish, with_container
 from entrypoints.cli.terminal import show
 from entrypoints.container import Container
 
 _WIDTH = 80
+# A longer key stands out of its column, and what is said of it on the next line where it must.
+_KEY_CELLS = 30
 # What a person reads through; --json has all of it.
 _ROWS_SHOWN = 50
 _LINES_SHOWN = 20  # of one text
@@ -45,16 +47,17 @@ def pull(
 ) -> None:
     _require_one(version, is_draft)
 
-    async def asked(container: Container) -> tuple[_Content, frozenset[str]]:
+    async def asked(container: Container) -> tuple[_Content, frozenset[str], int]:
         authoring = container.authoring()
-        content = await _content(authoring, org, key, version, is_draft=is_draft)
+        # First: whatever is published after this is not what the author has looked at.
         history = await authoring.versions(org, key)
+        content = await _content(authoring, org, key, version, is_draft=is_draft)
         known = {each.record.content_hash for each in history.versions}
         if history.draft is not None and history.draft.texts:
             known.add(history.draft.manuscript().content_hash())
-        return content, frozenset(known)
+        return content, frozenset(known), len(history.versions)
 
-    content, known = with_container(data_dir, asked)
+    content, known, latest = with_container(data_dir, asked)
     steps = len(content.manuscript.steps)
     is_written = Container.write_folder()(folder, content.manuscript, known=known, is_forced=is_forced)
     what = f"{content.of} of {key}"
@@ -64,19 +67,30 @@ def pull(
         f"Wrote {what} to {folder}: {_counted(steps, 'step')}."
         if is_written
         else f"{folder} is unchanged: it holds {what} already.",
+        _to_publish(folder, org, data_dir, latest),
     )
 
 
 def diff(folder: Path, org: str, version: int | None, is_draft: bool, data_dir: Path | None, as_json: bool) -> None:
     _require_one(version, is_draft)
     manuscript = manuscript_in(folder)
-    stored = with_container(
-        data_dir,
-        lambda container: _content(container.authoring(), org, manuscript.key, version, is_draft=is_draft),
-    )
+
+    async def asked(container: Container) -> tuple[_Content, int]:
+        authoring = container.authoring()
+        latest = len((await authoring.versions(org, manuscript.key)).versions)  # first, as above
+        return await _content(authoring, org, manuscript.key, version, is_draft=is_draft), latest
+
+    stored, latest = with_container(data_dir, asked)
     found = difference(stored.manuscript, manuscript)
     result = {"key": manuscript.key, "before": stored.named, "after": {"folder": str(folder)}, **_result(found)}
-    show(as_json, result, *_told(manuscript.key, stored.of, str(folder), found))
+    lines = [*_told(manuscript.key, stored.of, str(folder), found)]
+    if not found.is_empty:
+        lines += ["", _to_publish(folder, org, data_dir, latest)]
+    show(as_json, result, *lines)
+
+
+def _to_publish(folder: Path, org: str, data_dir: Path | None, latest: int) -> str:
+    return to_publish("push", folder, "--org", org, "--publish", *given("--data-dir", data_dir), latest=latest)
 
 
 def versions(key: str, org: str, between: tuple[int, int] | None, data_dir: Path | None, as_json: bool) -> None:
@@ -121,6 +135,8 @@ async def _content(authoring: Authoring, org: str, key: str, version: int | None
     """The version with this number, the draft, or else the latest version."""
     if is_draft:
         draft = await authoring.draft(org, key)
+        if not draft.texts:
+            raise NotFound(f"the draft of {key} has no steps yet: push some first with 'cairn push DIR'")
         return _Content(draft.manuscript(), draft.key.number, is_draft=True)
     if version is None and not (await authoring.versions(org, key)).versions:
         raise NotFound(f"{key} was never published: name its draft with --draft")
@@ -150,7 +166,7 @@ def _result(found: Difference) -> dict[str, Any]:
 
 
 def _told(key: str, before: str, after: str, found: Difference) -> Iterator[str]:
-    yield clipped(f"{key}: {before} → {harmless(after)}", _WIDTH)
+    yield from folded(f"{key}: {before} → {harmless(after)}", _WIDTH)
     if found.is_empty:
         yield "They are the same."
         return
@@ -169,9 +185,14 @@ def _told(key: str, before: str, after: str, found: Difference) -> Iterator[str]
             continue
         yield ""
         yield click.style(name.capitalize(), bold=True)
-        width = max(len(row[1]) for row in rows[:_ROWS_SHOWN])
+        width = min(max(len(row[1]) for row in rows[:_ROWS_SHOWN]), _KEY_CELLS)
         for number, step_key, about in rows[:_ROWS_SHOWN]:
-            yield clipped(f"{number:>5}  {step_key:<{width}}  {harmless(about)}", _WIDTH)
+            line = f"{number:>5}  {step_key:<{width}}  {harmless(about)}"
+            if width_of(line) <= _WIDTH:
+                yield line
+            else:
+                yield f"{number:>5}  {step_key}"
+                yield from folded(harmless(about), _WIDTH, " " * 9)
         if len(rows) > _ROWS_SHOWN:
             yield f"       and {len(rows) - _ROWS_SHOWN} more: --json lists them"
     texts = [(_label(change), change) for change in found.details]

@@ -36,7 +36,7 @@ async def test_a_disabled_walkthrough_keeps_its_place(world: World, guides: Serv
 
 async def test_what_is_on_no_such_server_is_not_enabled_on_any(world: World, guides: Server) -> None:
     await world.authoring.disable("acme", "one", ["guides"])
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="walkthrough 'one' is not on server 'labs': assign it first"):
         await world.authoring.enable("acme", "one", ["guides", "labs"])
     with pytest.raises(NotFound):
         await world.authoring.enable("acme", "one", ["guides", "foreign"])

@@ -55,7 +55,16 @@ async def test_a_draft_is_published_as_it_was_read(tour: World) -> None:
     tour.clock.time += 5
     stored = await tour.authoring.publish("acme", "tour", based_on, OFFER, by=BOB)
     walkthrough_id = (await tour.authoring.version("acme", "tour")).key.walkthrough_id
-    assert stored == Stored(walkthrough_id, "tour", 2, is_published=True, is_unchanged=False)
+    assert stored == Stored(
+        walkthrough_id,
+        "tour",
+        2,
+        is_published=True,
+        is_unchanged=False,
+        policy=OFFER,
+        is_shown_again=False,
+        hidden_on=(),
+    )
     history = await tour.authoring.versions("acme", "tour")
     latest = history.versions[-1].record
     content = (await tour.authoring.version("acme", "tour", 2)).manuscript("tour")
@@ -90,13 +99,17 @@ async def test_who_publishes_a_draft_that_is_published_is_told_by_whom_and_how(t
 async def test_a_push_that_expects_another_latest_version_publishes_nothing(tour: World) -> None:
     await tour.publish("c", by=BOB)
     push = tour.authoring.push
-    for expected in (0, 1, 3):
+    for expected in (0, 1):
         with pytest.raises(PublishedMeanwhile) as refused:
             await push("acme", manuscript("d"), publish=KEEP, servers=[], by=ADA, expected_latest=expected)
-        assert refused.value.version is not None
         assert refused.value.version.published_by == BOB
-    with pytest.raises(PublishedMeanwhile):
-        await push("acme", manuscript("d", key="new"), publish=KEEP, servers=[], by=ADA, expected_latest=1)
+    for key, expected, remedy in (
+        ("tour", 3, "see 'cairn versions tour'"),
+        ("new", 1, "expect 0 to publish its first"),
+    ):
+        problem = f"nothing was published: {key} has no version {expected} yet: {remedy}"
+        with pytest.raises(NotFound, match=problem):
+            await push("acme", manuscript("d", key=key), publish=KEEP, servers=[], by=ADA, expected_latest=expected)
     # A lost answer, sent again: what was wanted is there.
     again = await push("acme", manuscript("c"), publish=KEEP, servers=[], by=BOB, expected_latest=1)
     assert (again.version, again.is_unchanged) == (2, True)
@@ -109,16 +122,40 @@ async def test_a_push_that_expects_another_latest_version_publishes_nothing(tour
 async def test_a_draft_with_the_latest_content_makes_no_version_but_ends_an_unpublishing(tour: World) -> None:
     stored = await tour.authoring.publish("acme", "tour", (2, 0), SUPERSEDE, by=BOB)
     assert (stored.version, stored.is_published, stored.is_unchanged) == (1, True, True)
+    assert (stored.policy, stored.is_shown_again) == (KEEP, False)
     await tour.authoring.unpublish("acme", "tour", by=ADA)
     draft = await tour.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[], by=ADA)
     assert (draft.version, draft.is_published, draft.is_unchanged) == (1, False, True)
     stored = await tour.authoring.publish("acme", "tour", (2, 0), SUPERSEDE, by=BOB)
     assert (stored.version, stored.is_published, stored.is_unchanged) == (1, True, True)
+    assert (stored.policy, stored.is_shown_again) == (KEEP, True)
     assert await told(tour) == [
         (Deed.PUBLISHED, 1, KEEP, None, ADA),
         (Deed.UNPUBLISHED, 1, KEEP, None, ADA),
         (Deed.REPUBLISHED, 1, KEEP, None, BOB),
     ]
+
+
+async def test_a_draft_that_is_as_the_latest_version_is_none_to_show(tour: World) -> None:
+    number, revision = await edited(tour)
+    assert (await tour.authoring.versions("acme", "tour")).draft is not None
+    discarded = await tour.authoring.discard_draft("acme", "tour", (number, revision), by=ADA)
+    assert (await tour.authoring.versions("acme", "tour")).draft is None
+    # It goes on from there, not from the beginning.
+    assert await tour.authoring.draft("acme", "tour") == discarded
+    await edited(tour)
+    history = await tour.authoring.versions("acme", "tour")
+    assert history.draft is not None
+    assert history.draft.revision == revision + 2
+
+
+async def test_a_push_says_on_which_of_its_servers_the_walkthrough_is_and_stays_hidden(tour: World) -> None:
+    await tour.server(slug="labs")
+    await tour.authoring.disable("acme", "tour", ["guides"])
+    for steps in (("a", "b"), ("c",)):
+        servers = [("labs", None), ("guides", None)]
+        stored = await tour.authoring.push("acme", manuscript(*steps), publish=KEEP, servers=servers, by=ADA)
+        assert stored.hidden_on == ("guides",)
 
 
 async def test_a_supersede_withdraws_every_older_version_and_later_publishes_bring_none_back(tour: World) -> None:
@@ -202,12 +239,13 @@ async def test_what_was_done_already_is_said_and_not_done_twice(
     await tour.publish("c", policy=OFFER)
     for earlier in before:
         await ACTS[earlier](tour)
-    assert await ACTS[deed](tour) == Done("tour", deed, version, was_already=False)
+    policy = OFFER if version == 2 else KEEP
+    assert await ACTS[deed](tour) == Done("tour", deed, version, policy, was_already=False)
     done = await tour.authoring.versions("acme", "tour")
     tour.clock.time += 1
-    assert await ACTS[deed](tour) == Done("tour", deed, version, was_already=True)
+    assert await ACTS[deed](tour) == Done("tour", deed, version, policy, was_already=True)
     assert await tour.authoring.versions("acme", "tour") == done
-    assert (await told(tour))[-1] == (deed, version, OFFER if version == 2 else KEEP, None, BOB)
+    assert (await told(tour))[-1] == (deed, version, policy, None, BOB)
     assert [each.deed for each in done.ledger[2:]] == [*before, deed]
 
 
@@ -310,7 +348,7 @@ async def crowd(world: World) -> World:
     [
         (KEEP, [(1, "a", Fate.STAYS, None, 1), (2, "b", Fate.STAYS, None, 2), (3, "c", Fate.STAYS, None, 1)]),
         (OFFER, [(1, "a", Fate.STAYS, None, 1), (2, "b", Fate.OFFERED, None, 2), (3, "c", Fate.OFFERED, None, 1)]),
-        (CARRY_OVER, [(1, "a", Fate.STAYS, None, 1), (2, "b", Fate.MOVES, 2, 2), (3, "c", Fate.COMPLETES, None, 1)]),
+        (CARRY_OVER, [(1, "a", Fate.PENDING, None, 1), (2, "b", Fate.MOVES, 2, 2), (3, "c", Fate.COMPLETES, None, 1)]),
         (SUPERSEDE, [(1, "a", Fate.WAITS, None, 1), (2, "b", Fate.RESTARTS, 1, 2), (3, "c", Fate.RESTARTS, 1, 1)]),
     ],
 )
@@ -352,7 +390,7 @@ async def test_the_dry_run_of_showing_an_unpublished_version_again_foresees_the_
     again = await crowd.authoring.forecast("acme", manuscript("a", "b"), KEEP)
     assert (again.version, again.is_unchanged, again.policy) == (2, True, CARRY_OVER)
     assert [(each.step_key, each.fate, each.to_number, each.people) for each in again.forecast.outlooks] == [
-        ("a", Fate.STAYS, None, 1),
+        ("a", Fate.PENDING, None, 1),
         ("b", Fate.MOVES, 2, 2),
         ("c", Fate.COMPLETES, None, 1),
     ]

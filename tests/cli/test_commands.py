@@ -238,10 +238,19 @@ def test_push_stores_a_draft_and_publish_makes_it_the_next_version(cairn: Cairn,
     assert cairn(*push, "--publish").lines == ["Published tour as version 1."]
     assert cairn(*push, "--publish").lines == ["tour is unchanged: version 1 has this content."]
     write_walkthrough(folder, "one", "two", "three")
-    draft = {"key": "tour", "version": 2, "published": False, "unchanged": False, "servers": []}
+    draft = {
+        "key": "tour",
+        "version": 2,
+        "published": False,
+        "unchanged": False,
+        "policy": None,
+        "servers": [],
+        "hidden_on": [],
+    }
     assert cairn(*push, "--json").json == draft
-    assert cairn(*push, "--publish", "--json").json == {**draft, "published": True}
-    assert cairn(*push, "--publish", "--json").json == {**draft, "published": True, "unchanged": True}
+    published = {**draft, "published": True, "policy": "keep"}
+    assert cairn(*push, "--publish", "--json").json == published
+    assert cairn(*push, "--publish", "--json").json == {**published, "unchanged": True}
 
 
 @pytest.mark.promise("cli.push")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import pty
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import termios
@@ -18,9 +21,12 @@ import pytest
 
 from adapters.content.folder import read_folder
 from adapters.content.writing import write_folder
-from domain.draft import RemoveStep, RenameStep, ReplaceStep, SetDetails
+from domain.draft import RecordedEdit, RemoveStep, RenameStep, ReplaceStep, SetDetails
+from domain.errors import StaleEdit
 from domain.progress import Outcome
+from domain.tenancy import Millis
 from domain.walkthrough import Delivery, PublishPolicy, StepText
+from entrypoints.cli import terminal
 from tests.cli.conftest import Act, Cairn, write_walkthrough
 from tests.processes import PROJECT, environment
 from tests.worlds import World, manuscript
@@ -87,7 +93,8 @@ def test_pull_writes_a_folder_that_pushes_back_as_unchanged(
     written = write_walkthrough(tmp_path / "mine", "one", "two")
     assert on_database("push", str(written), *org, "--publish").lines == ["Published tour as version 1."]
     said = on_database("pull", "tour", "copy", *org, cwd=tmp_path).lines
-    assert said == ["Wrote version 1 of tour to copy: 2 steps."]
+    publish = f"To publish: cairn push copy --org {org[1]} --publish --expect 1"
+    assert said == ["Wrote version 1 of tour to copy: 2 steps.", publish]
     copy = tmp_path / "copy"
     assert read_folder(copy) == read_folder(written)
     assert on_database("push", str(copy), *org, "--publish").lines == ["tour is unchanged: version 1 has this content."]
@@ -102,7 +109,8 @@ def test_pull_writes_a_folder_that_pushes_back_as_unchanged(
         "unchanged": True,
     }
     assert on_database("pull", "tour", "copy", *org, cwd=tmp_path).lines == [
-        "copy is unchanged: it holds version 1 of tour already."
+        "copy is unchanged: it holds version 1 of tour already.",
+        publish,
     ]
 
 
@@ -120,8 +128,9 @@ def test_pull_takes_the_draft_or_an_older_version_and_knows_each_of_them_again(
         ((), "version 2", ["one", "two"]),
         (("--draft",), "the draft of version 3", ["a", "b", "c"]),
     ):
-        (line,) = on_database(*pull, *which).lines
+        line, publish = on_database(*pull, *which).lines
         assert line.startswith(f"Wrote {said} of tour to ")
+        assert publish.endswith(f"{org[1]} --publish --expect 2")
         assert [step.key for step in read_folder(tmp_path / "copy").steps] == steps
 
 
@@ -231,6 +240,8 @@ def test_diff_shows_steps_and_texts_as_a_person_reads_them(on_database: Cairn, v
         "install: delivery",
         "  - explain",
         "  + together",
+        "",
+        f"To publish: cairn push mine --org {versions} --publish --expect 2",
     ]
     assert max(map(len, lines)) == 79  # an ellipsis takes the place of a blank
     # Within a long line, what is shown begins a little before the place that differs.
@@ -253,6 +264,47 @@ def test_diff_shows_steps_and_texts_as_a_person_reads_them(on_database: Cairn, v
         "  + …word word word word there.",
         "  + Same.··",
         "    Same.",
+        "",
+        f"To publish: cairn push mine --org {versions} --publish --expect 2",
+    ]
+
+
+def test_a_difference_of_long_names_is_shown_whole_within_80_columns(
+    on_database: Cairn, on_world: OnWorld, tmp_path: Path
+) -> None:
+    long, other = "first-" + "a" * 57 + "z", "first-" + "b" * 57 + "z"
+    titled = StepText(long, "A title that goes on " * 4 + "to its end", "Do.")
+    folder = "folder-" + "f" * 80
+
+    async def act(world: World, slug: str) -> None:
+        first = replace(manuscript("short", key="k" * 64), steps=(titled, StepText("short", "Short", "Do.")))
+        for each in (first, replace(first, steps=first.steps[::-1])):
+            await world.authoring.push(slug, each, publish=PublishPolicy.KEEP, servers=[], by="ada")
+        await world.authoring.edit(slug, "k" * 64, (3, 0), [RenameStep(long, other)], by="ada")
+        await world.authoring.publish(slug, "k" * 64, (3, 1), PublishPolicy.KEEP, by="ada")
+
+    org = ("--org", on_world(act))
+    between = ("versions", "k" * 64, *org, "--between")
+    assert on_database(*between, "1", "2").lines == [
+        "k" * 64 + ": version 1 →",
+        "version 2",
+        "Steps: 1 moved",
+        "",
+        "Moved",
+        "    1  short  was step 2",
+    ]
+    assert on_database(*between, "2", "3").lines[-3:] == ["Renamed", f"    2  {other}", f"         was {long}"]
+    write_walkthrough(tmp_path / folder, "short", key="k" * 64)
+    assert on_database("diff", folder, *org, "--version", "1", cwd=tmp_path).lines[:9] == [
+        "k" * 64 + ": version 1 →",
+        "folder-" + "f" * 73,
+        "f" * 7,
+        "Steps: 1 removed, 1 changed",
+        "",
+        "Removed",
+        f"    1  {long}",
+        "         A title that goes on A title that goes on A title that goes on A title",
+        "         that goes on to its end",
     ]
 
 
@@ -530,7 +582,12 @@ def test_a_dry_run_says_what_would_become_of_everybody_and_stores_nothing(
     before = on_database("versions", "tour", *org, "--json").json
     mine = write_walkthrough(tmp_path / "mine", "install", "old-step", "configure")
     push = ("push", str(mine), *org, "--publish", "--policy", policy)
-    assert on_database(*push, "--dry-run").lines == [f"Publishing tour as version 3 with {policy}:", "", *table]
+    assert on_database(*push, "--dry-run").lines == [
+        f"Publishing tour as version 3 with {policy}:",
+        "",
+        *table,
+        f"To publish: cairn push {mine} --org {versions} --publish --policy {policy} --expect 2",
+    ]
     assert on_database("versions", "tour", *org, "--json").json == before
 
 
@@ -542,7 +599,7 @@ def test_a_dry_run_as_json_has_every_row(on_database: Cairn, versions: str) -> N
         "policy": "carry_over",
         "unchanged": False,
         "people": 2,
-        "fates": {"stays": 0, "offered": 0, "moves": 2, "completes": 0, "restarts": 0, "waits": 0},
+        "fates": {"stays": 0, "offered": 0, "moves": 2, "completes": 0, "pending": 0, "restarts": 0, "waits": 0},
         "outlooks": [
             {
                 "version": 1,
@@ -561,28 +618,39 @@ def test_a_dry_run_of_what_is_the_latest_or_is_nobodys_says_so(
     on_database: Cairn, on_world: OnWorld, tmp_path: Path
 ) -> None:
     org = ("--org", on_world(nothing))
-    push = ("push", str(write_walkthrough(tmp_path / "mine", "one")), *org, "--publish")
-    assert on_database(*push, "--dry-run").lines == [
+    write_walkthrough(tmp_path / "my tour", "one")
+    push = ("push", "my tour", *org, "--publish")
+    given = ("--by", "ada", "--force")
+    assert on_database(*push, *given, "--dry-run", cwd=tmp_path).lines == [
         "Publishing tour as version 1 with keep:",
         "Nobody is mid-way. Nothing was stored.",
+        f"To publish: cairn push 'my tour' --org {org[1]} --publish --by ada --force --expect 0",
     ]
-    assert on_database(*push).lines
+    assert on_database(*push, cwd=tmp_path).lines
     for run in (push, ("publish", "tour", *org), ("rollback", "tour", "1", *org)):
-        assert on_database(*run, "--dry-run").lines == [
-            "tour is unchanged: version 1 has this content, and nobody would be moved."
+        same = "tour is unchanged: version 1 has this content, and nobody would be moved."
+        assert on_database(*run, "--dry-run", cwd=tmp_path).lines == [same]
+        assert on_database(*run, "--policy", "offer", "--dry-run", cwd=tmp_path).lines == [
+            f"{same} Its earlier policy (keep) stands."
         ]
 
 
 def test_people_on_a_server_where_it_is_hidden_wait(on_database: Cairn, versions: str) -> None:
     org = ("--org", versions)
     assert on_database("disable", "tour", *org, "--server", versions).lines
-    lines = on_database("rollback", "tour", "1", *org, "--policy", "supersede", "--dry-run").lines
-    assert lines[3:] == [
-        "      1  1 install       1  wait: it is hidden on their server",
-        "      1  4 deploy        1  wait: it is hidden on their server",
-        "",
-        "Both people mid-way wait. Nothing was stored.",
-    ]
+    rollback = ("rollback", "tour", "1", *org, "--policy")
+    for policy, they, all_of_them in (
+        ("supersede", "wait: it is hidden on their server", "wait"),
+        ("carry_over", "move once it is shown there", "move once it is shown on their server"),
+        ("keep", "finish version 1", "stay"),
+    ):
+        assert on_database(*rollback, policy, "--dry-run").lines[3:] == [
+            f"      1  1 install       1  {they}",
+            f"      1  4 deploy        1  {they}",
+            "",
+            f"Both people mid-way {all_of_them}. Nothing was stored.",
+            f"To publish: cairn rollback tour 1 --org {versions} --policy {policy} --expect 2",
+        ]
 
 
 # ------------------------------------------------------------------------------------------ published, taken back
@@ -602,12 +670,22 @@ def test_a_walkthroughs_whole_life_at_the_terminal(on_database: Cairn, on_world:
     assert says("publish", "tour") == "tour is published: version 1 is the latest."
     write_walkthrough(tmp_path / "mine", "one", "two")
     assert says("push", "mine", "--publish", "--policy", "offer") == "Published tour as version 2."
-    assert says("push", "mine", "--publish") == "tour is unchanged: version 2 has this content."
+    unchanged = "tour is unchanged: version 2 has this content."
+    assert says("push", "mine", "--publish", "--policy", "offer") == unchanged
+    assert says("push", "mine", "--publish") == f"{unchanged} Its earlier policy (offer) stands."
+    assert says("push", "mine") == unchanged
     assert says("withdraw", "tour", "1") == "Withdrew version 1 of tour: those mid-way on it begin again on the latest."
     assert says("withdraw", "tour", "1") == "Version 1 of tour is withdrawn already."
     assert says("unpublish", "tour") == "Unpublished tour: it is hidden, and those mid-way may finish."
     assert says("unpublish", "tour") == "tour is not published."
-    assert says("publish", "tour") == "Published tour again: version 2 is shown."
+    again = "Published tour again: version 2"
+    assert says("publish", "tour", "--policy", "offer") == f"{again} is shown."
+    assert says("unpublish", "tour").startswith("Unpublished")
+    assert says("publish", "tour") == f"{again} is shown. Its earlier policy (offer) stands."
+    assert says("unpublish", "tour").startswith("Unpublished")
+    assert says("push", "mine", "--publish", "--policy", "supersede") == (
+        f"{again} has this content. Its earlier policy (offer) stands."
+    )
     assert says("archive", "tour") == "Archived tour: it is hidden, and those mid-way may finish."
     assert says("archive", "tour") == "tour is archived already."
     assert on_database("publish", "tour", *org).error == "tour is archived: restore it before you publish it"
@@ -617,15 +695,17 @@ def test_a_walkthroughs_whole_life_at_the_terminal(on_database: Cairn, on_world:
     write_walkthrough(tmp_path / "mine", "three")
     assert says("push", "mine").startswith("Stored")
     assert says("discard", "tour") == "Discarded the draft of tour: it is as version 2 again."
-    assert says("publish", "tour") == "tour is unchanged: version 2 has this content."
+    assert says("discard", "tour") == "tour has no draft."
+    published = "tour is published: version 2 is the latest."
+    assert says("publish", "tour", "--policy", "offer") == published
+    assert says("publish", "tour", "--policy", "supersede") == f"{published} Its earlier policy (offer) stands."
     says("rollback", "tour", "1", "--policy", "supersede")
     ledger = on_database("versions", "tour", *org, "--json").json["ledger"]
     assert [(each["deed"], each["version"], each["policy"], each["by"]) for each in ledger] == [
         ("published", 1, "keep", "ada"),
         ("published", 2, "offer", ME),
         ("withdrawn", 1, "keep", ME),
-        ("unpublished", 2, "offer", ME),
-        ("republished", 2, "offer", ME),
+        *(("unpublished", 2, "offer", ME), ("republished", 2, "offer", ME)) * 3,
         ("archived", 2, "offer", ME),
         ("restored", 2, "offer", ME),
         ("rolled_back", 3, "supersede", ME),
@@ -642,13 +722,15 @@ def test_what_was_done_is_told_as_json(on_database: Cairn, on_world: OnWorld, tm
         "version": 1,
         "published": False,
         "unchanged": False,
+        "policy": None,
         "servers": [],
+        "hidden_on": [],
     }
     assert on_database("discard", "tour", *org).json == {"key": "tour", "discarded": True, "version": None}
     assert on_database("discard", "tour", "--org", slug).lines == ["Discarded the draft of tour: it has no steps now."]
     assert on_database(*push, "--publish", "--server", slug).json["servers"] == [slug]
     for _ in range(2):
-        was = {"key": "tour", "version": 1}
+        was = {"key": "tour", "version": 1, "policy": "keep"}
         assert on_database("unpublish", "tour", *org).json == {**was, "done": "unpublished", "unchanged": _ > 0}
     assert on_database("publish", "tour", *org).json == {**was, "done": "republished", "unchanged": False}
     assert on_database("rollback", "tour", "1", *org).json == {**was, "published": True, "unchanged": True}
@@ -679,6 +761,75 @@ def test_a_push_that_would_undo_edits_in_place_shows_them_and_may_be_forced(
     ]
 
 
+@pytest.mark.promise("cli.json")
+def test_what_came_in_between_is_told_as_json(on_database: Cairn, on_world: OnWorld, tmp_path: Path) -> None:
+    async def act(world: World, slug: str) -> None:
+        await world.publish("one", "two", organization=slug, servers=(), by="ada")
+        await world.authoring.edit(slug, "tour", (2, 0), [RemoveStep("two"), SetDetails(title="New")], by="bob")
+
+    slug = on_world(act)
+    mine = write_walkthrough(tmp_path / "mine", "three")
+    push = ("push", str(mine), "--org", slug, "--json")
+    refused = on_database(*push)
+    assert (refused.status, refused.complaint) == (1, "")
+    assert json.loads(refused.stdout) == {
+        "error": "the draft of tour was edited in place since it was last pushed, and your files would undo that: "
+        "bring those edits into your files, publish or discard the draft, or force the push",
+        "version": 2,
+        "revision": 2,
+        "since": [
+            {"version": 2, "revision": revision, "edit": edit, "by": "bob", "at": 1_000_000}
+            for revision, edit in (
+                (1, {"kind": "remove", "step_key": "two"}),
+                (2, {"kind": "details", "title": "New", "description": None, "type": None}),
+            )
+        ],
+    }
+    lost = on_database(*push, "--publish", "--expect", "0")
+    assert (lost.status, lost.complaint) == (1, "")
+    (first,) = on_database("versions", "tour", "--org", slug, "--json").json["versions"]
+    assert json.loads(lost.stdout) == {
+        "error": "version 1 of tour was published already by ada, with the policy keep, and nothing was done now: "
+        "look at it before you publish again",
+        "version": 1,
+        "policy": "keep",
+        "content_hash": first["content_hash"],
+        "published_at": 1_000_000,
+        "published_by": "ada",
+    }
+
+
+def test_a_stale_edit_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    since = [RecordedEdit(2, 1, RenameStep("a", "b"), "bob", Millis(5))]
+
+    def command(*, as_json: bool) -> None:
+        raise StaleEdit(2, 1, since)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            terminal.run(command, {"as_json": True})
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert ended.value.code == 1
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert json.loads(told.out) == {
+        "error": str(StaleEdit(2, 1, since)),
+        "version": 2,
+        "revision": 1,
+        "since": [
+            {
+                "version": 2,
+                "revision": 1,
+                "edit": {"kind": "rename", "step_key": "a", "new_key": "b"},
+                "by": "bob",
+                "at": 5,
+            }
+        ],
+    }
+
+
 def test_who_publishes_after_another_is_told_whose_version_was_first(
     on_database: Cairn, on_world: OnWorld, tmp_path: Path
 ) -> None:
@@ -691,7 +842,37 @@ def test_who_publishes_after_another_is_told_whose_version_was_first(
     lost = "version 2 of tour was published already by ada, with the policy keep, and nothing was done now: look at it "
     for run in ((*push, "1"), ("rollback", "tour", "1", *org, "--expect", "1")):
         assert on_database(*run, cwd=tmp_path).error == lost + "before you publish again"
+    assert on_database(*push, "7", cwd=tmp_path).error == (
+        "nothing was published: tour has no version 7 yet: see 'cairn versions tour'"
+    )
     assert on_database(*push, "2", cwd=tmp_path).lines == ["Published tour as version 3."]
+
+
+@pytest.mark.promise("race.publish")
+@pytest.mark.parametrize("command", ["pull", "pull an older one", "diff", "push --dry-run", "rollback --dry-run"])
+def test_the_command_that_is_shown_publishes_unless_somebody_else_has_since(
+    on_database: Cairn, versions: str, tmp_path: Path, command: str
+) -> None:
+    org = ("--org", versions, "--by", "ada")
+    mine = write_walkthrough(tmp_path / "my tour", "mine")
+    shown = {
+        "pull": ("pull", "tour", "my tour", *org[:2], "--force"),
+        "pull an older one": ("pull", "tour", "my tour", *org[:2], "--force", "--version", "1"),
+        "diff": ("diff", "my tour", *org[:2], "--version", "1"),
+        "push --dry-run": ("push", "my tour", *org, "--publish", "--policy", "offer", "--dry-run"),
+        "rollback --dry-run": ("rollback", "tour", "1", *org, "--policy", "offer", "--dry-run"),
+    }[command]
+    *_, last = on_database(*shown, cwd=tmp_path).lines
+    program, *publish = shlex.split(last.removeprefix("To publish: "))
+    assert program == "cairn"
+    write_walkthrough(mine, "changed")
+    assert on_database(*publish, cwd=tmp_path).lines[0].startswith("Published tour as version 3")
+    *_, latest = on_database("versions", "tour", *org[:2], "--json").json["versions"]
+    given = ("offer", "ada") if "--dry-run" in command else ("keep", ME)
+    assert (latest["policy"], latest["published_by"]) == given
+    write_walkthrough(mine, "changed", "again")
+    again = ["2" if word == "1" else word for word in publish]  # another version's content than what is the latest now
+    assert on_database(*again, cwd=tmp_path).error.startswith("version 3 of tour was published already")
 
 
 @pytest.mark.parametrize("option", [("--policy", "offer"), ("--dry-run",), ("--expect", "1")])
@@ -761,13 +942,56 @@ def test_a_walkthrough_is_hidden_shown_and_taken_from_servers(on_database: Cairn
     assert "Missing option '--server'" in on_database("enable", "tour", "--org", versions).usage_error
 
 
+def test_of_several_servers_each_line_and_each_error_names_its_own(on_database: Cairn, on_world: OnWorld) -> None:
+    async def act(world: World, slug: str) -> None:
+        for number in (1, 2):
+            await world.server(slug, f"{slug}-{number}")
+        await world.publish("one", organization=slug, servers=(slug, f"{slug}-1"))
+
+    slug = on_world(act)
+    on = ("tour", "--org", slug, "--server", slug, "--server")
+    assert on_database("disable", *on, f"{slug}-1").lines == [
+        f"tour is hidden on {slug}: those mid-way may finish.",
+        f"tour is hidden on {slug}-1: those mid-way may finish.",
+    ]
+    assert on_database("enable", *on, f"{slug}-2").error == (
+        f"walkthrough 'tour' is not on server '{slug}-2': assign it first"
+    )
+
+
+@pytest.mark.promise("cli.json")
+def test_what_is_put_on_a_server_where_it_is_hidden_is_said_to_be_hidden(
+    on_database: Cairn, on_world: OnWorld, tmp_path: Path
+) -> None:
+    async def act(world: World, slug: str) -> None:
+        await world.server(slug, f"{slug}-1")
+        await world.publish("one", organization=slug, servers=(slug,))
+        await world.authoring.disable(slug, "tour", [slug])
+
+    slug = on_world(act)
+    org = ("--org", slug)
+    on = (*org, "--server", slug, "--server", f"{slug}-1")
+    hidden = f"tour is hidden on {slug}: 'cairn enable tour --org {slug} --server {slug}' shows it."
+    assert on_database("assign", "tour", *on).lines == [
+        f"tour is on {slug}, at 1.",
+        f"tour is on {slug}-1, at 1.",
+        hidden,
+    ]
+    push = ("push", str(write_walkthrough(tmp_path / "mine", "two")), *on, "--publish")
+    assert on_database(*push).lines == ["Published tour as version 2.", hidden]
+    assert on_database(*push, "--json").json["hidden_on"] == [slug]
+    # As it says.
+    assert on_database("enable", "tour", *org, "--server", slug).lines == [f"tour is shown on {slug}."]
+    assert on_database(*push).lines == ["tour is unchanged: version 2 has this content."]
+
+
 def test_a_servers_list_is_put_in_order(on_database: Cairn, on_world: OnWorld) -> None:
     async def act(world: World, slug: str) -> None:
         for key in ("a", "b", "c"):
             await world.publish("one", key=key, organization=slug, servers=(slug,))
 
     slug = on_world(act)
-    assert on_database("order", slug, "c", "a", "--org", slug).lines == ["  1  c", "  2  a", "  3  b"]
+    assert on_database("order", slug, "c", "a", "--org", slug).lines == [f"{slug}:", "  1  c", "  2  a", "  3  b"]
     assert on_database("order", slug, "b", "--org", slug, "--json").json == {
         "server": slug,
         "walkthroughs": ["b", "c", "a"],
