@@ -141,15 +141,19 @@ class Authoring:
     ) -> Stored:
         """Makes a manuscript the draft, or publishes it; and assigns it to `servers` (slug, order). All or nothing.
 
-        `expected_latest` is the latest version that its author had seen, 0 for none.
+        `expected_latest` is the latest version that its author had seen, 0 for none. Where that is not said, it is the
+        one that is latest as this begins: so of two that publish at once, the second is told of the first.
 
         Raises:
             ContentRejected: a text of it must not be delivered.
             NotFound: no such organisation or server, and as `Walkthrough.push`.
             EditedInPlace, PublishedMeanwhile, OperatorError: as `Walkthrough.push`.
         """
-        self._check_content(manuscript)  # here too, where nobody waits for the walkthrough meanwhile
         organization_id = await self._tenancy.organization(organization)
+        if publish is not None and expected_latest is None:
+            found = await self._walkthroughs.read(organization_id, manuscript.key)
+            expected_latest = found.latest_number if found is not None else 0
+        self._check_content(manuscript)  # here too, where nobody waits for the walkthrough meanwhile
         placements = await self._placements(organization, servers)
         change = await self._change(
             organization_id,
