@@ -184,7 +184,9 @@ async def test_a_mended_document_is_published_and_taken_to_its_end(
         "version": 1,
         "published": True,
         "unchanged": False,
+        "policy": "keep",
         "servers": [tenant.server.slug],
+        "hidden_on": [],
     }
     largest = 0
     for era in ("auto", "legacy"):
