@@ -45,6 +45,7 @@ _USER = (["organization_id", "mcp_server_user_id"], "mcp_server_users", ["organi
 _WALKTHROUGH = (["organization_id", "walkthrough_id"], "walkthroughs", ["organization_id", "id"])
 _VERSION_COLUMNS = ["organization_id", "walkthrough_id", "version"]
 _VERSION = (_VERSION_COLUMNS, "walkthrough_versions", _VERSION_COLUMNS)
+_GRANT = (["organization_id", "grant_id"], "oauth_grants", ["organization_id", "id"])
 _PROGRESS_COLUMNS = ["organization_id", "mcp_server_id", "mcp_server_user_id", "walkthrough_id"]
 
 organizations = Table(
@@ -84,9 +85,140 @@ mcp_server_users = Table(
     _millis("email_verified_at", nullable=True),
     _millis("first_seen_at"),
     _millis("last_seen_at"),
+    _text("merged_into", nullable=True),
     PrimaryKeyConstraint("organization_id", "id", name="mcp_server_users_pkey"),
     UniqueConstraint("organization_id", "email", name="mcp_server_users_email_key"),
     _parent("mcp_server_users_organization_fkey", *_ORGANIZATION),
+    _parent(
+        "mcp_server_users_merged_into_fkey",
+        ["organization_id", "merged_into"],
+        "mcp_server_users",
+        ["organization_id", "id"],
+    ),
+    Index(
+        "mcp_server_users_merged",
+        "organization_id",
+        "merged_into",
+        postgresql_where=text("merged_into is not null"),
+    ),
+)
+
+mcp_server_user_identities = Table(
+    "mcp_server_user_identities",
+    metadata,
+    _text("organization_id"),
+    _text("issuer"),
+    _text("subject"),
+    _text("mcp_server_user_id"),
+    _millis("created_at"),
+    PrimaryKeyConstraint("organization_id", "issuer", "subject", name="mcp_server_user_identities_pkey"),
+    _parent("mcp_server_user_identities_user_fkey", *_USER),
+    Index("mcp_server_user_identities_by_user", "organization_id", "mcp_server_user_id"),
+)
+
+oidc_providers = Table(
+    "oidc_providers",
+    metadata,
+    _text("organization_id"),
+    _text("issuer"),
+    _text("client_id"),
+    _text("client_secret"),
+    _text("name"),
+    Column("offers_email_codes", Boolean, nullable=False, server_default=text("true")),
+    _millis("created_at"),
+    PrimaryKeyConstraint("organization_id", name="oidc_providers_pkey"),
+    _parent("oidc_providers_organization_fkey", *_ORGANIZATION),
+)
+
+oauth_clients = Table(
+    "oauth_clients",
+    metadata,
+    _text("organization_id"),
+    _text("mcp_server_id"),
+    _text("client_id"),
+    Column("metadata", JSONB, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=True),
+    _millis("created_at"),
+    _millis("last_used_at", nullable=True),
+    PrimaryKeyConstraint("organization_id", "mcp_server_id", "client_id", name="oauth_clients_pkey"),
+    _parent("oauth_clients_server_fkey", *_SERVER),
+    Index(
+        "oauth_clients_unused",
+        "organization_id",
+        "mcp_server_id",
+        "created_at",
+        postgresql_where=text("last_used_at is null"),
+    ),
+)
+
+oauth_authorizations = Table(
+    "oauth_authorizations",
+    metadata,
+    _text("organization_id"),
+    _text("mcp_server_id"),
+    Column("id_hash", LargeBinary, nullable=False),
+    Column("browser_hash", LargeBinary, nullable=False),
+    Column("request", JSONB(none_as_null=True), nullable=True),
+    _text("visitor_id", nullable=True),
+    Column("sign_in", JSONB, nullable=False),
+    _millis("created_at"),
+    _millis("expires_at"),
+    PrimaryKeyConstraint("organization_id", "mcp_server_id", "id_hash", name="oauth_authorizations_pkey"),
+    _parent("oauth_authorizations_server_fkey", *_SERVER),
+    _parent(
+        "oauth_authorizations_visitor_fkey",
+        ["organization_id", "visitor_id"],
+        "mcp_server_users",
+        ["organization_id", "id"],
+    ),
+    Index("oauth_authorizations_expired", "organization_id", "mcp_server_id", "expires_at"),
+)
+
+oauth_grants = Table(
+    "oauth_grants",
+    metadata,
+    _text("organization_id"),
+    _text("id"),
+    _text("mcp_server_id"),
+    _text("mcp_server_user_id"),
+    _text("client_id"),
+    _text("client_name"),
+    _text("scope"),
+    _millis("created_at"),
+    _millis("revoked_at", nullable=True),
+    PrimaryKeyConstraint("organization_id", "id", name="oauth_grants_pkey"),
+    _parent("oauth_grants_server_fkey", *_SERVER),
+    _parent("oauth_grants_user_fkey", *_USER),
+    Index("oauth_grants_by_user", "organization_id", "mcp_server_user_id"),
+)
+
+oauth_codes = Table(
+    "oauth_codes",
+    metadata,
+    _text("organization_id"),
+    Column("code_hash", LargeBinary, nullable=False),
+    _text("grant_id"),
+    _text("redirect_uri", nullable=True),
+    _text("code_challenge"),
+    _millis("expires_at"),
+    _millis("used_at", nullable=True),
+    PrimaryKeyConstraint("organization_id", "code_hash", name="oauth_codes_pkey"),
+    _parent("oauth_codes_grant_fkey", *_GRANT),
+    Index("oauth_codes_by_grant", "organization_id", "grant_id"),
+)
+
+oauth_refresh_tokens = Table(
+    "oauth_refresh_tokens",
+    metadata,
+    _text("organization_id"),
+    Column("token_hash", LargeBinary, nullable=False),
+    _text("grant_id"),
+    _millis("created_at"),
+    _millis("expires_at"),
+    _millis("rotated_at", nullable=True),
+    PrimaryKeyConstraint("organization_id", "token_hash", name="oauth_refresh_tokens_pkey"),
+    _parent("oauth_refresh_tokens_grant_fkey", *_GRANT),
+    Index("oauth_refresh_tokens_by_grant", "organization_id", "grant_id"),
 )
 
 access_tokens = Table(
@@ -97,9 +229,20 @@ access_tokens = Table(
     _text("mcp_server_id"),
     _text("mcp_server_user_id"),
     _millis("created_at"),
+    _text("grant_id", nullable=True),
+    Column("scope", Text, nullable=False, server_default=text("'walkthroughs'::text")),
+    _millis("expires_at", nullable=True),
     PrimaryKeyConstraint("organization_id", "token_hash", name="access_tokens_pkey"),
     _parent("access_tokens_server_fkey", *_SERVER),
     _parent("access_tokens_user_fkey", *_USER),
+    _parent("access_tokens_grant_fkey", *_GRANT),
+    Index(
+        "access_tokens_by_grant",
+        "organization_id",
+        "grant_id",
+        postgresql_where=text("grant_id is not null"),
+    ),
+    Index("access_tokens_by_user", "organization_id", "mcp_server_user_id"),
 )
 
 walkthroughs = Table(
@@ -287,11 +430,12 @@ walkthrough_progress_events = Table(
     _text("note", nullable=True),
     _millis("occurred_at"),
     PrimaryKeyConstraint(*_PROGRESS_COLUMNS, "revision", name="walkthrough_progress_events_pkey"),
-    _parent(
-        "walkthrough_progress_events_progress_fkey",
+    ForeignKeyConstraint(
         _PROGRESS_COLUMNS,
-        "walkthrough_progress",
-        _PROGRESS_COLUMNS,
+        [f"walkthrough_progress.{column}" for column in _PROGRESS_COLUMNS],
+        name="walkthrough_progress_events_progress_fkey",
+        onupdate="CASCADE",  # what happened goes along where a visitor's progress goes to an account
+        ondelete="CASCADE",
     ),
     Index("walkthrough_progress_events_by_time", "organization_id", "walkthrough_id", "occurred_at"),
 )
