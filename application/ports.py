@@ -7,15 +7,21 @@ be repeated as it was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from application.limits import Limit
+from domain.errors import InvalidValue
 from domain.forecast import Standing as MidWay
-from domain.progress import Progress, ProgressEvent, ProgressKey, Transition
+from domain.oauth import Site
+from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Transition
 from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough
+from domain.sign_in import IdentityKey, SignInState
 from domain.tenancy import (
+    AuthMode,
     Caller,
     CallId,
     Millis,
@@ -26,6 +32,7 @@ from domain.tenancy import (
     StepId,
     UserId,
     WalkthroughId,
+    display_name,
 )
 from domain.walkthrough import (
     Assignment,
@@ -54,8 +61,16 @@ class Ids(Protocol):
         """A nanoid behind `prefix` and an underscore; letters and digits only."""
         ...
 
-    def token(self) -> str:
-        """A bearer token of 256 random bits, with a readable prefix."""
+    def token(self, prefix: str = "cairn") -> str:
+        """A bearer token, or the like, of 256 random bits, behind a readable prefix."""
+        ...
+
+    def code(self) -> str:
+        """Six random digits, for a person to read and to type."""
+        ...
+
+    def visitor(self) -> str:
+        """128 random bits, as 22 characters that URLs take."""
         ...
 
 
@@ -96,7 +111,10 @@ class Catalogue(Protocol):
     """The walkthroughs of a server: those assigned to it, and those that the caller has begun there."""
 
     async def standings(self, caller: Caller) -> Sequence[Standing]:
-        """All of them that were ever published, hidden ones included, in display order, then by key."""
+        """All of them that were ever published, hidden ones included, in display order, then by key.
+
+        A visitor's progress that has ended, because they go on in an account, is none.
+        """
         ...
 
     async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
@@ -119,8 +137,8 @@ class ProgressStore(Protocol):
         """Stores `transition.after` and its events together, in one statement, or nothing.
 
         Returns whether it did: False when the stored progress is no longer at `transition.before`'s
-        revision, or exists although `before` is None. Then someone else was first: read and decide again.
-        Repeating a committed transition is False and harmless.
+        revision, or exists although `before` is None; and when a visitor begins who is in an account by now. Then
+        someone else was first: read and decide again. Repeating a committed transition is False and harmless.
         """
         ...
 
@@ -185,23 +203,333 @@ class ServerDirectory(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who sends a token, and what the token is for."""
+
+    user_id: UserId
+    scope: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenListing:
+    """A token that an operator gave out, or a grant: what a person let a client do, with all tokens that came of it."""
+
+    server: str
+    """Its slug."""
+    user_id: UserId
+    email: str | None
+    grant_id: str | None
+    """None, like the client: a token that an operator gave out."""
+    client_id: str | None
+    client_name: str | None
+    """As the client calls itself. Text of theirs: anything may be in it."""
+    scope: str
+    created_at: Millis
+    ends_at: Millis | None
+    """When it ends unless it is used; None for never."""
+
+
 class TokenStore(Protocol):
     """Bearer tokens, known only by their SHA-256. A token is one person's, on one server."""
 
-    async def user_of(self, server: ServerKey, token_hash: bytes) -> UserId | None:
-        """Whose token it is; None for an unknown or revoked one, or another server's."""
+    async def bearer_of(self, server: ServerKey, token_hash: bytes, now: Millis) -> Bearer | None:
+        """Whose token it is; None for an unknown, revoked or expired one, or another server's. One query."""
         ...
 
     async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
         """Adds a token for the person with this verified e-mail; `new_user` is the id they get if unknown."""
         ...
 
-    async def revoke(self, server: ServerKey, token_hash: bytes) -> int:
-        """Ends this token. Returns how many tokens ended: 1, or 0 where there was none."""
+    async def listed(
+        self,
+        organization_id: OrganizationId,
+        server_id: ServerId | None,
+        user_id: UserId | None,
+        now: Millis,
+        limit: int,
+    ) -> Sequence[TokenListing]:
+        """What is good now, of one server or of all, of one person or of everybody: the newest first, at most
+        `limit`."""
         ...
 
-    async def revoke_all_of(self, server: ServerKey, email: str) -> int:
-        """Ends every token that this person has on this server. Returns how many."""
+    async def revoke(self, server: ServerKey, token_hash: bytes, now: Millis) -> int:
+        """Ends this token, and with a client's the whole grant. Returns how many ended: 1, or 0 for no token."""
+        ...
+
+    async def revoke_all_of(self, server: ServerKey, email: str, now: Millis) -> int:
+        """Ends every token and grant that this person has on this server. Returns how many, a grant counting once."""
+        ...
+
+    async def revoke_grant(self, server: ServerKey, grant_id: str, now: Millis) -> int:
+        """Ends this grant. Returns how many ended: 1, or 0 where there was none that was still good."""
+        ...
+
+    async def revoke_client(self, server: ServerKey, client: str, now: Millis) -> int:
+        """Ends every grant on this server of the clients with this id or name. Returns how many."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------- sign-in
+
+
+class RateLimiter(Protocol):
+    """Counts what is done, by whom."""
+
+    async def hit(self, limit: Limit, *who: str) -> None:
+        """Counts one more; `who` is everything that the count is kept by.
+
+        Raises:
+            TooManyRequests: when it is one too many; then it is not counted.
+        """
+        ...
+
+
+# The authorization server
+
+Parameters = Sequence[tuple[str, str]]
+"""The parameters of a query or a form, as they came: in order, and with those that came twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class OAuthAnswer:
+    """What the protocol answers: JSON, or for a browser a `location` to go to, or neither where no redirect is safe."""
+
+    status: int
+    body: Mapping[str, Any]
+    location: str | None = None
+    challenge: str | None = None
+    """WWW-Authenticate, where a client is to say who it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignInKey:
+    """Names a sign-in under way: by what its pages carry, and by the browser that began it. Both are secrets, so
+    these are their SHA-256. Whoever has one without the other has nothing."""
+
+    server: ServerKey
+    id_hash: bytes
+    browser_hash: bytes
+
+
+class AuthorizationServer(Protocol):
+    """OAuth 2.1 on the host of each server. A refusal is an answer: what it changed (a family revoked) is stored."""
+
+    async def authorize(self, site: Site, parameters: Parameters, key: SignInKey, now: Millis) -> OAuthAnswer | None:
+        """Begins a sign-in for the client that asks (RFC 6749 section 4.1.1). None: it is begun, and nothing was said
+        to the client yet."""
+        ...
+
+    async def finish(self, site: Site, key: SignInKey, user: UserId | None, now: Millis) -> OAuthAnswer:
+        """Ends the sign-in by sending the browser back to the client: with a code for `user`, or, for None, with
+        `access_denied`. Without a location: it was over already."""
+        ...
+
+    async def token(self, site: Site, parameters: Parameters, authorization: str | None, now: Millis) -> OAuthAnswer:
+        """RFC 6749 sections 4.1.3 and 6. `authorization` is the header of that name."""
+        ...
+
+    async def revoke(self, site: Site, parameters: Parameters, authorization: str | None, now: Millis) -> OAuthAnswer:
+        """RFC 7009."""
+        ...
+
+    async def register(self, site: Site, metadata: Mapping[str, Any], now: Millis) -> OAuthAnswer:
+        """RFC 7591. Clients that were never used within 30 days of it are forgotten on the way."""
+        ...
+
+    async def wants_document(self, site: Site, client_id: str, now: Millis) -> bool:
+        """Whether this client is one that is known by a document of its own, and that was not read of late."""
+        ...
+
+    async def keep_document(self, site: Site, client_id: str, document: Mapping[str, Any] | None, now: Millis) -> None:
+        """Takes what such a client says of itself; None, or what cannot be: it is unknown until it is read again."""
+        ...
+
+
+class ClientDocuments(Protocol):
+    """Client-id metadata documents on the web (draft-ietf-oauth-client-id-metadata-document)."""
+
+    async def fetch(self, client_id: str) -> Mapping[str, Any] | None:
+        """The JSON object at this https URL; None for whatever reason it cannot be had. Never asks a private address,
+        never follows a redirect, ends within 5 s."""
+        ...
+
+
+# Identity providers
+
+# RFC 3986 without userinfo and fragment: a port, a path, a query.
+_REST_OF_URL = r"(:[0-9]{1,5})?(/[!-\"$->@-\[\]-~]*)?(\?[!-\"$-~]*)?"
+_ANY_HOST = re.compile(r"https://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])" + _REST_OF_URL)
+_THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])" + _REST_OF_URL)
+
+
+@dataclass(frozen=True, slots=True)
+class OidcProvider:
+    """An organisation's own identity provider (OpenID Connect), as its operator named it."""
+
+    issuer: str
+    """Exactly as the provider writes it, with or without a slash at the end: both exist, and they are not the same."""
+    client_id: str
+    client_secret: str = field(repr=False)
+    name: str
+    """What people know it by."""
+    offers_email_codes: bool = True
+    """Whether people may sign in by e-mail codes as well."""
+
+    def __post_init__(self) -> None:
+        if not self.can_be_at(self.issuer) or "?" in self.issuer:
+            raise InvalidValue(
+                "an issuer is an https URL without a query, as the provider's documentation gives it, such as "
+                "https://accounts.example.com"
+            )
+        if not self.client_id or not self.client_secret:
+            raise InvalidValue("give the client id and the client secret that the provider gave you")
+        display_name(self.name)
+
+    def can_be_at(self, url: str) -> bool:
+        """Whether secrets may be sent to this URL: by https, or by http to this machine where the issuer is on it."""
+        return bool(_ANY_HOST.fullmatch(url) or (_THIS_MACHINE.fullmatch(self.issuer) and _THIS_MACHINE.fullmatch(url)))
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenIdentity:
+    """Whom an identity provider vouches for. `subject` is the provider's name for them, 1 to 255 characters."""
+
+    issuer: str
+    subject: str
+    email: str | None
+    """As Cairn compares addresses; None where the provider gave none."""
+    is_email_verified: bool
+    """Whether the provider says that the address is theirs. Otherwise it is worth nothing."""
+
+
+class IdentityProvider(Protocol):
+    """Signs people in elsewhere (OpenID Connect Core 1.0, authorization code flow). Nothing of it is stored."""
+
+    async def begin(self, provider: OidcProvider, return_to: str, state: str, nonce: str, verifier: str) -> str:
+        """The URL at the provider to send the browser to. It comes back to `return_to`, with `state`.
+
+        `nonce` and `verifier` are secrets of this one sign-in, at least 43 characters that URLs take (RFC 7636).
+
+        Raises:
+            SignInFailed: when the provider cannot be reached, or does not describe itself.
+        """
+        ...
+
+    async def complete(
+        self, provider: OidcProvider, return_to: str, parameters: Parameters, nonce: str, verifier: str
+    ) -> ProvenIdentity:
+        """Whom the provider vouches for by sending the browser back with `parameters`, whose state is known already.
+
+        Raises:
+            SignInFailed: when it vouches for nobody, or what it says cannot be trusted.
+        """
+        ...
+
+    async def check(self, provider: OidcProvider) -> None:
+        """Asks the provider to describe itself, afresh.
+
+        Raises:
+            InvalidValue: when people could not sign in with it, and why.
+        """
+        ...
+
+
+# Signing in
+
+
+@dataclass(frozen=True, slots=True)
+class SignInUnderWay:
+    """A sign-in as it is stored. `visitor` is the one who keeps their progress by it."""
+
+    state: SignInState
+    visitor: UserId | None
+
+
+class SignInStore(Protocol):
+    """Sign-ins under way. It decides nothing. One that has ended, by time too, is one that never was."""
+
+    async def begin_keeping(self, key: SignInKey, visitor: UserId, state: SignInState, now: Millis) -> None:
+        """Begins one for a visitor of this server. One that a client asks for is begun by the `AuthorizationServer`."""
+        ...
+
+    async def read(self, key: SignInKey, now: Millis) -> SignInUnderWay | None:
+        """The one by this key; None where there is none."""
+        ...
+
+    async def change(
+        self, key: SignInKey, decide: Callable[[SignInState], SignInState], now: Millis
+    ) -> SignInUnderWay | None:
+        """Reads it, has its next state decided, and stores that, all in one transaction; returns it as it is then.
+
+        Whoever else wants to change it waits meanwhile, so `decide` sees what is stored, is called once, and does
+        nothing but decide. None, and nothing is decided, where there is none.
+        """
+        ...
+
+
+class People(Protocol):
+    """Who is who in an organisation."""
+
+    async def person(
+        self, organization_id: OrganizationId, identity: IdentityKey | None, email: str, new_user: UserId, now: Millis
+    ) -> UserId:
+        """The person who has just proved that this address is theirs, and this identity at a provider, if given.
+
+        `domain.sign_in.whose` says who that is; `new_user` is the id they get if unknown. Both are how they are known
+        from now on, and they were seen `now`. However many ask at once for the first time, they are one person.
+        """
+        ...
+
+
+class Mailer(Protocol):
+    """Sends messages to people."""
+
+    @property
+    def where(self) -> str | None:
+        """A sentence that says where messages are found, where that is not their mailbox."""
+        ...
+
+    async def send(self, to: str, subject: str, text: str) -> bool:
+        """Hands one message in, plain text of any length; whether that was possible. Ends within 10 s."""
+        ...
+
+
+# Visitors
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who has a personal address of a server."""
+
+    user_id: UserId
+    merged_into: UserId | None
+    """Whose account has their progress by now."""
+
+
+class VisitorStore(Protocol):
+    """Visitors of a server, known only by the SHA-256 of the id in their personal address."""
+
+    async def add(self, server: ServerKey, visitor_hash: bytes, new_user: UserId, now: Millis) -> None:
+        """Adds a visitor, who is a user without an e-mail address."""
+        ...
+
+    async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
+        """Whose address this is; None for nobody's, and for another server's. One query."""
+        ...
+
+    async def merge(
+        self, server: ServerKey, visitor: UserId, account: UserId, merges: Sequence[Merge]
+    ) -> UserId | None:
+        """Stores all of `merges` together, and that the visitor is in this account from now on; or nothing.
+
+        Returns whose account the visitor is in. Where that is another one, or this one since before, nothing was done.
+        None where the merges are not of all that the visitor has begun on this server, or either side has moved since
+        they were decided: read and decide again. Nothing can be begun or moved on a visitor who is in an account.
+
+        Raises:
+            NotFound: no such visitor on this server, or no such person in the organisation.
+        """
         ...
 
 
@@ -351,6 +679,22 @@ class TenantStore(Protocol):
         """The servers of one organisation, or of all, by organisation and slug."""
         ...
 
+    async def set_auth_mode(self, server: ServerKey, auth_mode: AuthMode) -> AuthMode:
+        """Changes who may call a server. Returns the mode it had.
+
+        Raises:
+            NotFound: no such server.
+        """
+        ...
+
+    async def set_provider(self, organization_id: OrganizationId, provider: OidcProvider | None, now: Millis) -> bool:
+        """Makes this the organisation's provider; None takes it away. Returns whether there was one before."""
+        ...
+
+    async def provider(self, organization_id: OrganizationId) -> OidcProvider | None:
+        """The identity provider of an organisation's own; None where it has none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ServerListing:
@@ -360,6 +704,116 @@ class ServerListing:
     server: Server
     assigned: int
     """How many walkthroughs are on it."""
+    provider: OidcProvider | None = None
+    """The organisation's own identity provider."""
+
+
+# ------------------------------------------------------------------------------------------- personal data
+
+
+@dataclass(frozen=True, slots=True)
+class PersonSummary:
+    """Somebody, as a list shows them. Without an e-mail address they are a visitor."""
+
+    user_id: UserId
+    email: str | None
+    first_seen_at: Millis
+    last_seen_at: Millis
+    begun: int
+    """How many walkthroughs they have begun, counted by server; a merged one is counted in the account."""
+    completed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A walkthrough that somebody has begun on a server, and all that happened, by revision."""
+
+    server: str
+    """Its slug."""
+    walkthrough: str
+    """Its key."""
+    progress: Progress
+    events: Sequence[ProgressEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalRecord:
+    """All that is stored about one person, but for their calls; the secrets that are stored as hashes are left out.
+
+    The rows are JSON-compatible, by column name, each with the slug of its `server` where it has one.
+    """
+
+    user_id: UserId
+    email: str | None
+    users: Sequence[Mapping[str, Any]]
+    """The person's own row, and those of the visitors who are in their account."""
+    identities: Sequence[Mapping[str, Any]]
+    begun: Sequence[Begun]
+    grants: Sequence[Mapping[str, Any]]
+    """Each with its `codes` and `refresh_tokens`."""
+    tokens: Sequence[Mapping[str, Any]]
+    sign_ins: Sequence[Mapping[str, Any]]
+    """Those under way in which the person is named."""
+
+    @property
+    def user_ids(self) -> Sequence[UserId]:
+        """The person, and the visitors in their account."""
+        return [row["id"] for row in self.users]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenCalls:
+    """A stretch of the call log that somebody has been taken out of."""
+
+    calls: int
+    """How many were theirs."""
+    next: Millis | None
+    """Where the next stretch begins; None: this was the last."""
+
+
+class PersonalDataStore(Protocol):
+    """What is stored about people, to be shown to them, handed over and erased."""
+
+    async def people(
+        self, organization_id: OrganizationId, server_id: ServerId | None, after: str | None, limit: int
+    ) -> Sequence[PersonSummary]:
+        """At most `limit` people behind `after`, an address or a visitor's id: by address, then visitors by id.
+
+        With a server, those who have begun something there, or were let in, with what they did there. Visitors who are
+        in an account are left out.
+        """
+        ...
+
+    async def find(self, organization_id: OrganizationId, who: str) -> UserId | None:
+        """The person with this verified address, in lower case, or this id; None where this organisation has none."""
+        ...
+
+    async def record(self, organization_id: OrganizationId, user_id: UserId) -> PersonalRecord | None:
+        """All that is stored about this person, but for their calls, as of one moment."""
+        ...
+
+    async def calls(
+        self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
+    ) -> tuple[Sequence[ToolCall], Millis | None]:
+        """The calls of these in one bounded stretch of the log, and where the next one begins; None: nowhere."""
+        ...
+
+    async def forget_calls(
+        self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
+    ) -> ForgottenCalls:
+        """Takes these out of one such stretch: of their calls, who made them, with which client, and what was sent is
+        gone; that they were made stays. May be repeated."""
+        ...
+
+    async def erase(
+        self, organization_id: OrganizationId, users: Collection[UserId], calls_since: Millis
+    ) -> int | None:
+        """Deletes these with all that is theirs, and takes them out of the calls since then, or does nothing.
+
+        Returns how many calls those were. None, and nothing was done, where they are no longer one person with all the
+        visitors in their account: read again.
+        """
+        ...
 
 
 # -------------------------------------------------------------------------------------------------- insight

@@ -10,7 +10,12 @@
     │   ├── StepNotReached           step_not_reached
     │   ├── VersionWithdrawn         version_withdrawn
     │   ├── InvalidArguments         invalid_arguments
+    │   ├── RateLimited              rate_limited
     │   └── TemporarilyUnavailable   temporarily_unavailable
+    ├── TooManyRequests              a limit is used up: HTTP 429, with when to come back
+    ├── SignInFailed                 told to the person who signs in, in a sentence that says what to do
+    ├── SignInOver                   a sign-in that is over, unknown, or another browser's: HTTP 403
+    ├── ClientRefused                an OAuth client that cannot be taken as it is (defined beside its rules, in oauth)
     ├── AuthenticationRequired       a use case was reached without a caller, whom the gate asks for with HTTP 401
     ├── BrokenChain                  links that are no chain
     ├── CorruptHistory               stored events that the rules could not have produced
@@ -150,6 +155,16 @@ class InvalidArguments(ToolError):
         self.problem = problem
 
 
+class RateLimited(ToolError):
+    """This person calls tools faster than any person reads."""
+
+    code = "rate_limited"
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class TemporarilyUnavailable(ToolError):
     """The same call may be sent again; whatever had been committed is not done twice."""
 
@@ -157,6 +172,26 @@ class TemporarilyUnavailable(ToolError):
 
 
 # ---------------------------------------------------------------------------------------------- the others
+
+
+class TooManyRequests(CairnError):
+    """A limit is used up; `retry_after_seconds`, at least 1, is when there is room again."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class SignInFailed(CairnError):
+    """Nobody was signed in. `problem` is a sentence for the person, and says what they can do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class SignInOver(CairnError):
+    """There is no such sign-in under way in this browser. Whether there ever was is not told."""
 
 
 class AuthenticationRequired(CairnError):

@@ -97,7 +97,7 @@ def email_address(value: str) -> str:
         InvalidValue: when it is no address.
     """
     lowered = value.strip().translate(_ASCII_LOWER)
-    if not _EMAIL.fullmatch(lowered):
+    if not _EMAIL.fullmatch(lowered) or BREAKS_A_LINE.search(lowered):
         raise InvalidValue(f"{value!r} cannot be an e-mail address: give one such as ada@example.com")
     return lowered
 
@@ -109,6 +109,8 @@ class AuthMode(StrEnum):
     """Nobody: the first request already needs one."""
     ON_DEMAND = "on_demand"
     """Anybody may list; every other tool needs one."""
+    ANONYMOUS = "anonymous"
+    """As on demand; and whoever has a personal address of the server needs none there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,18 @@ def test_whatever_passes_as_an_email_address_is_one_line_with_one_at_sign(value:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "ada", "@example.com", "ada@", "ada@b@c", "ada lovelace@example.com", "a@b\r\nBcc: c@d", "a\x00@b.c"],
+    [
+        "",
+        "ada",
+        "@example.com",
+        "ada@",
+        "ada@b@c",
+        "ada lovelace@example.com",
+        "a@b\r\nBcc: c@d",
+        "a\x00@b.c",
+        "a\x85@b.c",
+        "a@b.\ud800",
+    ],
 )
 def test_what_is_no_email_address_is_refused(value: str) -> None:
     with pytest.raises(InvalidValue):

@@ -1,0 +1,306 @@
+"""The rules of signing in, one by one, and then whatever a person, and somebody who guesses, may do in any order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import InvalidValue
+from domain.sign_in import (
+    CODE_LIFETIME,
+    MAX_SENDS,
+    MAX_TRIES,
+    AskingClient,
+    IdentityKey,
+    SignInState,
+    Stage,
+    Trouble,
+    whose,
+)
+from domain.tenancy import Millis, UserId
+from tests.domain.generate import examples
+
+NOW = Millis(1_000_000)
+CODE, OTHER, WRONG = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
+WAY, OLD_WAY = b"\x04" * 32, b"\x05" * 32
+ADA, BOB = UserId("usr_ada"), UserId("usr_bob")
+IDENTITY = IdentityKey("https://acme.okta.example", "ada|1")
+CLIENT = AskingClient.of("Claude Code", "http://localhost:3118/callback", "cli_1")
+ASKED = SignInState.asked(CLIENT)
+CHOOSING = ASKED.approve()
+SENT = CHOOSING.send("Ada@Example.com ", CODE, NOW)
+IDENTIFIED = SENT.try_code(CODE, NOW)
+
+
+# ------------------------------------------------------------------------------------------ what is told of a client
+
+
+@pytest.mark.parametrize(
+    ("redirect_uri", "host", "is_here"),
+    [
+        ("https://Chat.Example.com/back?x=1", "chat.example.com", False),
+        ("https://127.0.0.1.example.com/", "127.0.0.1.example.com", False),
+        ("http://localhost:33418/", "localhost", True),
+        ("http://127.0.0.1:1/cb", "127.0.0.1", True),
+        ("http://[::1]:80/", "::1", True),
+        ("cursor://anysphere.cursor-mcp/oauth/callback", "cursor:", True),
+        ("com.example.app:/back", "com.example.app:", True),
+    ],
+)
+def test_the_page_names_where_the_browser_goes(redirect_uri: str, host: str, is_here: bool) -> None:
+    client = AskingClient.of("An app", redirect_uri, "cli_1")
+    assert (client.name, client.redirect_host, client.is_on_this_computer) == ("An app", host, is_here)
+    assert client.document_host is None
+
+
+def test_a_client_with_a_document_of_its_own_is_named_by_where_that_is() -> None:
+    client = AskingClient.of("An app", "http://localhost/", "https://apps.example.com/client.json")
+    assert client.document_host == "apps.example.com"
+
+
+# ----------------------------------------------------------------------------------------------------- who is who
+
+
+@pytest.mark.parametrize(
+    ("by_identity", "by_address", "expected"),
+    [
+        (None, None, None),
+        (ADA, None, (ADA, ADA)),
+        (None, BOB, (BOB, BOB)),
+        (ADA, ADA, (ADA, ADA)),
+        (ADA, BOB, (ADA, BOB)),
+    ],
+)
+def test_an_identity_says_who_it_is_and_an_address_stays_whose_it_was(
+    by_identity: UserId | None, by_address: UserId | None, expected: tuple[UserId, UserId] | None
+) -> None:
+    assert whose(by_identity, by_address) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- codes
+
+
+def test_a_code_goes_to_the_address_as_it_is_compared_and_the_right_one_identifies() -> None:
+    assert (SENT.stage, SENT.email, SENT.sends) == (Stage.CODE_SENT, "ada@example.com", 1)
+    assert (IDENTIFIED.stage, IDENTIFIED.email, IDENTIFIED.code) == (Stage.IDENTIFIED, "ada@example.com", None)
+
+
+def test_a_code_is_taken_until_ten_minutes_are_over_and_not_then() -> None:
+    ends = Millis(NOW + CODE_LIFETIME)
+    assert SENT.try_code(CODE, Millis(ends - 1)).stage is Stage.IDENTIFIED
+    late = SENT.try_code(CODE, ends)
+    assert late == replace(SENT, trouble=Trouble.CODE_EXPIRED)
+
+
+def test_the_fifth_wrong_code_ends_it_and_another_one_may_be_sent() -> None:
+    state, told = SENT, []
+    for _ in range(MAX_TRIES):
+        assert state.try_code(CODE, NOW).stage is Stage.IDENTIFIED
+        state = state.try_code(WRONG, NOW)
+        told.append(state.trouble)
+    assert told == [Trouble.WRONG_CODE] * 4 + [Trouble.CODE_USED_UP]
+    assert state.try_code(CODE, NOW) == state.try_code(WRONG, NOW) == state
+    again = state.send("ada@example.com", OTHER, NOW)
+    assert again.trouble is None
+    assert again.try_code(CODE, NOW).trouble is Trouble.WRONG_CODE  # the one before is worth nothing any more
+    assert again.try_code(OTHER, NOW).stage is Stage.IDENTIFIED
+
+
+def test_the_sixth_code_is_not_sent_whatever_the_address() -> None:
+    state = CHOOSING
+    for number in range(MAX_SENDS):
+        assert state.may_send
+        state = state.send(f"ada{number}@example.com", bytes([number]), NOW).choose_again()
+    assert not state.may_send
+    assert state.send("ada@example.com", CODE, NOW) == replace(state, trouble=Trouble.NO_MORE_CODES)
+
+
+def test_what_is_no_address_gets_no_code_and_counts_for_nothing() -> None:
+    assert CHOOSING.send("ada", CODE, NOW) == replace(CHOOSING, trouble=Trouble.BAD_ADDRESS)
+    assert SENT.send("ada", OTHER, NOW) == replace(SENT, trouble=Trouble.BAD_ADDRESS)
+
+
+def test_a_message_that_could_not_be_sent_leaves_the_address_to_be_tried_again() -> None:
+    assert SENT.unsent(CODE) == replace(CHOOSING, email="ada@example.com", sends=1, trouble=Trouble.NOT_SENT)
+    # By then another one was sent.
+    assert SENT.send("bob@example.com", OTHER, NOW).unsent(CODE) == SENT.send("bob@example.com", OTHER, NOW)
+
+
+def test_another_address_is_asked_for_and_the_code_ends() -> None:
+    assert SENT.choose_again() == replace(CHOOSING, email="ada@example.com", sends=1)
+
+
+# ------------------------------------------------------------------------------------------------------- provider
+
+
+def test_a_verified_address_of_the_providers_identifies() -> None:
+    back = CHOOSING.leave(WAY).come_back(WAY, IDENTITY, "ada@example.com")
+    assert (back.stage, back.email, back.proven, back.away) == (Stage.IDENTIFIED, "ada@example.com", IDENTITY, None)
+
+
+def test_without_a_verified_address_one_is_asked_for_and_both_are_known_at_the_end() -> None:
+    back = CHOOSING.leave(WAY).come_back(WAY, IDENTITY, None)
+    assert (back.stage, back.trouble, back.proven) == (Stage.CHOOSING, Trouble.ADDRESS_UNPROVED, IDENTITY)
+    proved = back.send("ada@example.com", CODE, NOW).try_code(CODE, NOW)
+    assert (proved.stage, proved.email, proved.proven) == (Stage.IDENTIFIED, "ada@example.com", IDENTITY)
+
+
+def test_a_failed_return_says_why_and_the_person_goes_on_from_there() -> None:
+    failed = CHOOSING.leave(WAY).failed(WAY, "It said no.")
+    assert (failed.stage, failed.trouble, failed.problem) == (Stage.CHOOSING, Trouble.PROVIDER_FAILED, "It said no.")
+    again = failed.leave(OLD_WAY)
+    assert (again.stage, again.trouble, again.problem) == (Stage.AWAY, None, None)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [ASKED, CHOOSING, CHOOSING.leave(WAY), CHOOSING.leave(OLD_WAY).leave(WAY), SENT, IDENTIFIED],
+    ids=lambda state: state.stage,
+)
+def test_a_return_that_is_not_waited_for_changes_nothing(elsewhere: SignInState) -> None:
+    assert not elsewhere.is_awaiting(OLD_WAY)
+    assert elsewhere.come_back(OLD_WAY, IDENTITY, "mallory@example.com") == elsewhere
+    assert elsewhere.failed(OLD_WAY, "no") == elsewhere
+
+
+# --------------------------------------------------------------------------------------------------------- stages
+
+
+def test_nothing_but_a_yes_leads_on_from_the_question_whether_the_client_may() -> None:
+    for state in (
+        ASKED.send("ada@example.com", CODE, NOW),
+        ASKED.try_code(CODE, NOW),
+        ASKED.leave(WAY),
+        ASKED.choose_again(),
+        ASKED.kept(),
+    ):
+        assert state == ASKED
+    assert not ASKED.may_send
+    assert ASKED.approve() == SignInState(Stage.CHOOSING, CLIENT)
+
+
+def test_whoever_is_known_is_asked_nothing_more() -> None:
+    for state in (
+        IDENTIFIED.approve(),
+        IDENTIFIED.send("mallory@example.com", OTHER, NOW),
+        IDENTIFIED.try_code(WRONG, NOW),
+        IDENTIFIED.leave(WAY),
+        IDENTIFIED.choose_again(),
+        IDENTIFIED.kept(),  # there is a client to go back to
+    ):
+        assert state == IDENTIFIED
+
+
+def test_a_visitor_who_is_known_ends_with_what_they_had_kept() -> None:
+    known = SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW)
+    assert known.kept() == SignInState(Stage.KEPT, None, email="ada@example.com", sends=1)
+    assert SignInState.keeping().kept() == SignInState.keeping()
+    assert known.kept().send("bob@example.com", OTHER, NOW) == known.kept()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stage": Stage.CODE_SENT},
+        {"stage": Stage.CHOOSING, "code": SENT.code},
+        {"stage": Stage.AWAY},
+        {"stage": Stage.CHOOSING, "away": WAY},
+        {"stage": Stage.IDENTIFIED, "email": None},
+        {"stage": Stage.ASKED, "client": None},
+        {"stage": Stage.KEPT, "email": "ada@example.com"},
+        {"trouble": Trouble.PROVIDER_FAILED},
+        {"problem": "why"},
+        {"sends": MAX_SENDS + 1},
+    ],
+    ids=str,
+)
+def test_what_is_no_state_cannot_be_built(values: dict[str, object]) -> None:
+    with pytest.raises(InvalidValue):
+        replace(CHOOSING, **values)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- everything, in any order
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that is done on a page, or with one: by the person, or by whoever guesses."""
+
+    name: str
+    mailbox: str = ""
+    number: int = 0
+    later: int = 0
+
+
+_NUMBERS = st.integers(0, 2)
+_DEEDS = st.one_of(
+    st.sampled_from([Deed("approve"), Deed("other"), Deed("kept")]),
+    st.builds(Deed, st.just("send"), st.sampled_from(["ada@example.com", "bob@example.com", "nobody"]), _NUMBERS),
+    st.builds(Deed, st.sampled_from(["try", "unsent", "leave", "fail"]), number=_NUMBERS),
+    st.builds(Deed, st.just("return"), st.sampled_from(["ada@example.com", ""]), _NUMBERS),
+    st.builds(Deed, st.just("wait"), later=st.integers(1, CODE_LIFETIME)),
+)
+_HASHES = [bytes([number]) * 32 for number in range(3)]
+
+
+@examples(800)
+@given(begun=st.sampled_from([ASKED, SignInState.keeping()]), deeds=st.lists(_DEEDS, max_size=25))
+def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: SignInState, deeds: list[Deed]) -> None:
+    """Compared with what the contract says: kept here as the open code, the open way, and what was sent."""
+    state, now = begun, int(NOW)
+    is_approved = begun.client is None
+    open_code: tuple[str, int, int, int] | None = None  # mailbox, number, until, wrong tries
+    open_way: int | None = None
+    sends = 0
+    known: str | None = None
+    for deed in deeds:
+        hash_ = _HASHES[deed.number]
+        asks = is_approved and known is None
+        match deed.name:
+            case "approve":
+                state, is_approved = state.approve(), True
+            case "other":
+                state = state.choose_again()
+                open_code = None
+            case "kept":
+                state = state.kept()
+            case "wait":
+                now += deed.later
+            case "send":
+                state = state.send(deed.mailbox, hash_, Millis(now))
+                if asks and "@" in deed.mailbox and sends < MAX_SENDS:
+                    open_code, open_way = (deed.mailbox, deed.number, now + CODE_LIFETIME, 0), None
+                    sends += 1
+            case "unsent":
+                state = state.unsent(hash_)
+                if open_code and open_code[1] == deed.number:
+                    open_code = None
+            case "try":
+                state = state.try_code(hash_, Millis(now))
+                if open_code and now < open_code[2] and open_code[3] < MAX_TRIES:
+                    mailbox, number, until, wrong = open_code
+                    if number == deed.number:
+                        known, open_code = mailbox, None
+                    else:
+                        open_code = (mailbox, number, until, wrong + 1)
+            case "leave":
+                state = state.leave(hash_)
+                if asks and open_code is None:
+                    open_way = deed.number
+            case "fail":
+                state = state.failed(hash_, "no")
+                open_way = None if open_way == deed.number else open_way
+            case "return":
+                state = state.come_back(hash_, IDENTITY, deed.mailbox or None)
+                if open_way == deed.number:
+                    known, open_way = deed.mailbox or None, None
+        assert (state.stage in (Stage.IDENTIFIED, Stage.KEPT)) == (known is not None)
+        assert known is None or state.email == known
+        assert (state.stage is Stage.ASKED) == (not is_approved)
+        assert (state.code is not None) == (open_code is not None)
+        assert (state.away is not None) == (open_way is not None)
+        assert state.sends == sends
+        assert state.client == begun.client
