@@ -7,7 +7,8 @@ Time range: takes the attempts that began in it, and all that became of them unt
 
 Version: without one, an attempt counts as a whole, and what happened on several versions is added up by step key. With
 one, it counts for as long as it was on that version: coming to it from an older one is its beginning there, and leaving
-it for a newer one its end.
+it for a newer one its end. An account's attempt that is completed on the version of a visitor's, by that visitor's, is
+not counted there: the visitor's is.
 
 Started: attempts that began. Each is exactly one of the next five.
 
@@ -15,7 +16,8 @@ Completed: no step is left. Completion rate: completed, of all that started.
 
 Restarted: given up by beginning again. One that was completed before stays completed.
 
-Moved on: gone on with on a newer version. Only where a version is chosen.
+Moved on: gone on with on another version (only where a version is chosen); or a visitor's, who went on in an account
+that had an attempt of its own. An account that had none has taken the visitor's over, and it is the account's.
 
 Abandoned: none of these, and nothing has happened for 14 days (or as many as are asked for) or longer.
 
@@ -27,9 +29,10 @@ Too fast: attempts with two advances, one after the other on the same version, a
 whose second advance left it.
 
 Reached: the step became the current one and was shown. A step that is passed over, because it was completed in an
-earlier version, is not reached again. Nor is one reached that nobody was shown, because the call that advanced to it
-moved on to a newer version at once. Such a call leaves an advance and a move in the same millisecond. So would two
-calls, were they that quick or the clock set back between them: the events do not tell these apart, and count as one.
+earlier version or as a visitor, is not reached again. Nor is one reached that nobody was shown, because the call that
+advanced to it moved on to a newer version at once. Such a call leaves an advance and a move in the same millisecond. So
+would two calls, were they that quick or the clock set back between them: the events do not tell these apart, and count
+as one.
 
 Completed, at a step: it was reached, and left by an advance, done or skipped.
 

@@ -12,16 +12,28 @@
     select(restart) from either state: restarted, the next attempt on the latest version
     select on a withdrawn version:     restarted; next on one: the error version_withdrawn, nothing changes
 
-Deciding and changing are two things. `select` and `next_step` decide: pure functions of the progress, the
-versions concerned and what was handed in, which return a Transition. Progress changes in one function alone,
+A visitor who signs in keeps their progress, once, walkthrough by walkthrough, by the first line that fits:
+
+    the account has       the visitor has       the account                         the visitor
+    ----------------      ------------------    --------------------------------    ---------------------------------
+    nothing               anything              gets the visitor's, history and     has nothing any more
+                                                all: merged, and stands as it did
+    in progress           completed             merged: completed, on the           ──merged──▶ merged, wherever it
+                                                visitor's version                       stood: nothing follows on it
+    in progress           in progress, same     merged, once for each completed
+                          version               step gained: lands by step key
+    anything              anything              keeps its own
+
+Deciding and changing are two things. `select`, `next_step` and `merge` decide: pure functions of the progress, the
+versions concerned and what was handed in, which return what to commit. Progress changes in one function alone,
 `evolve`, which applies one event; so replaying the events gives the progress, by construction and by test.
 
 Nothing here is decided by a clock: times are recorded, and never decrease within one progress. A handle moves
 its step once, because the step it names is then no longer the current one. A commit compares the revision a
 decision was based on, so two racing calls with one handle cannot both move.
 
-Completed steps are the keys in `carried` (completed in earlier versions of this attempt) and those of all
-steps before the current one. Both landing and advancing stop at the first step not completed, so everything
+Completed steps are the keys in `carried` (completed in earlier versions of this attempt, or as a visitor) and those
+of all steps before the current one. Both landing and advancing stop at the first step not completed, so everything
 before the current step is always completed.
 """
 
@@ -57,6 +69,8 @@ class Status(StrEnum):
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
+    MERGED = "merged"
+    """A visitor's, who goes on in an account that has its own. It stays where it stood, for ever."""
 
 
 class EventKind(StrEnum):
@@ -68,6 +82,7 @@ class EventKind(StrEnum):
     STUCK = "stuck"
     MOVED = "moved"
     RESTARTED = "restarted"
+    MERGED = "merged"
 
 
 class Outcome(StrEnum):
@@ -146,15 +161,18 @@ class Progress:
     status: Status
     current_step_id: StepId | None
     carried: frozenset[str]
-    """Keys of steps completed in earlier versions of this attempt, whether or not this version has them."""
+    """Keys of steps completed in earlier versions of this attempt, or as a visitor, whether or not this version has
+    them."""
     started_at: Millis
     """When this attempt began."""
     last_activity_at: Millis
     completed_at: Millis | None
 
     def __post_init__(self) -> None:
-        completed = self.status is Status.COMPLETED
-        if completed != (self.current_step_id is None) or completed != (self.completed_at is not None):
+        completed = self.current_step_id is None
+        if completed != (self.completed_at is not None) or (
+            self.status is not Status.MERGED and completed != (self.status is Status.COMPLETED)
+        ):
             raise CorruptHistory("completed means: no current step, and a time of completion")
         if min(self.version, self.attempt, self.revision) < 1 or self.last_activity_at < self.started_at:
             raise CorruptHistory("versions, attempts and revisions count from 1, and activity follows the start")
@@ -202,7 +220,12 @@ class ProgressEvent:
     attempt: int
     version: int
     from_step_id: StepId | None
-    """The step it is about: the one left, or the one on which the person is stuck. None for the first."""
+    """The step it is about: the one left, or the one on which the person is stuck. None for the first.
+
+    Of a MERGED one: the completed step that is gained, which may be of an older version; the one on which the person
+    stood, where the progress changes hands or the visitor's completion counts (the last, once completed). None exactly
+    where a visitor's progress ends.
+    """
     to_step_id: StepId | None
     """The current step afterwards. None exactly when the attempt is then completed."""
     outcome: Outcome | None
@@ -221,6 +244,24 @@ class Transition:
     after: Progress
     events: tuple[ProgressEvent, ...]
     told: Told
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """A progress and what becomes of it. Where `after` has another key, the whole history goes there with it."""
+
+    before: Progress
+    after: Progress
+    events: tuple[ProgressEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A decision on one walkthrough of a visitor who keeps their progress. It holds for both as they were read."""
+
+    visitor: Revised
+    account: Revised | None
+    """None where the account has none, and gets the visitor's. Without events where it keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +299,8 @@ Versions = Mapping[int, Version]
 def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, versions: Versions) -> Progress:
     """The progress after `event`: the only place where progress changes.
 
-    `versions` must hold the version that a MOVED event left; other kinds need none.
+    `versions` must hold the version that a MOVED or MERGED event left, and the one of the step that a MERGED event
+    gains; other kinds need none.
 
     Raises:
         CorruptHistory: when the event cannot follow on this progress.
@@ -266,14 +308,19 @@ def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, ve
     _require_possible(progress, event)
     completed = event.to_step_id is None
     begins = progress is None or event.kind is EventKind.RESTARTED
+    status = Status.COMPLETED if completed else Status.IN_PROGRESS
     if progress is None or begins:
         carried: frozenset[str] = frozenset()
-    elif event.kind is EventKind.MOVED:
+    elif event.version != progress.version:
         if progress.version not in versions:
             raise CorruptHistory(f"version {progress.version}, which was left, is not there")
         carried = progress.completed_keys(versions[progress.version])
+    elif event.kind is EventKind.MERGED and _gains(progress, event):
+        carried = progress.carried | {_key_of(event.from_step_id, versions)}
     else:
         carried = progress.carried
+        if event.kind is EventKind.MERGED and event.from_step_id is None:
+            status = Status.MERGED
     completed_at = event.occurred_at if completed else None
     if completed and progress is not None and progress.completed_at is not None and not begins:
         completed_at = progress.completed_at  # set once per attempt; a later note does not move it
@@ -282,7 +329,7 @@ def evolve(progress: Progress | None, event: ProgressEvent, key: ProgressKey, ve
         version=event.version,
         attempt=event.attempt,
         revision=event.revision,
-        status=Status.COMPLETED if completed else Status.IN_PROGRESS,
+        status=status,
         current_step_id=event.to_step_id,
         carried=carried,
         started_at=event.occurred_at if progress is None or begins else progress.started_at,
@@ -301,6 +348,7 @@ def _require_possible(progress: Progress | None, event: ProgressEvent) -> None:
         is_open = progress.status is Status.IN_PROGRESS
         here = (event.attempt, event.version) == (progress.attempt, progress.version)
         stays = event.to_step_id == progress.current_step_id
+        leaves = is_open and event.attempt == progress.attempt and event.from_step_id == progress.current_step_id
         follows = {
             EventKind.STARTED: False,
             EventKind.RESUMED: is_open and here and stays,
@@ -308,11 +356,26 @@ def _require_possible(progress: Progress | None, event: ProgressEvent) -> None:
             EventKind.STUCK: here and stays,
             EventKind.MOVED: is_open and event.attempt == progress.attempt and event.version > progress.version,
             EventKind.RESTARTED: event.attempt == progress.attempt + 1 and event.to_step_id is not None,
+            EventKind.MERGED: (here and stays) or (leaves and (here or event.to_step_id is None)),
         }
         is_next = event.revision == progress.revision + 1 and event.occurred_at >= progress.last_activity_at
-        possible = follows[kind] and is_next
+        possible = follows[kind] and is_next and progress.status is not Status.MERGED
     if not possible:
         raise CorruptHistory(f"{kind} at revision {event.revision} cannot follow on {progress}")
+
+
+def _gains(progress: Progress, event: ProgressEvent) -> bool:
+    """Whether a merge completes the step that it names. Otherwise it names the one on which the person stands."""
+    is_open = progress.status is Status.IN_PROGRESS
+    return is_open and event.from_step_id is not None and event.from_step_id != event.to_step_id
+
+
+def _key_of(step_id: StepId | None, versions: Versions) -> str:
+    for version in versions.values():
+        step = version.step(step_id) if step_id is not None else None
+        if step is not None:
+            return step.text.key
+    raise CorruptHistory(f"the version of step {step_id}, which was gained, is not there")
 
 
 def replay(key: ProgressKey, events: Iterable[ProgressEvent], versions: Versions) -> Progress:
@@ -345,7 +408,8 @@ def select(
     """Starts, resumes, restarts or moves. `versions` holds the progress's version and the latest.
 
     Raises:
-        WalkthroughUnavailable: to start, restart or move what is hidden at present.
+        WalkthroughUnavailable: to start, restart or move what is hidden at present; to do anything with a visitor's
+            progress that has ended.
     """
     latest = versions[publication.latest_version]
     if progress is None:
@@ -353,6 +417,7 @@ def select(
         return _step(None, key, EventKind.STARTED, latest, latest.steps[0].id, now=now, told=Told.STARTED)
 
     mine = versions[progress.version]
+    _require_unmerged(progress, mine)
     completed = progress.status is Status.COMPLETED
     is_fresh = mine.number == latest.number and not progress.completed_keys(mine)
     if restart and not is_fresh:
@@ -388,11 +453,13 @@ def next_step(
     handle, that something was given for one.
 
     Raises:
+        WalkthroughUnavailable: when it is a visitor's progress that has ended.
         VersionWithdrawn: when the version that the progress is on was withdrawn.
         CompletedStepRequired: when `handle` is None or names no step that there is.
         StepNotCurrent: when it names a later step, another attempt or another walkthrough.
     """
     mine, latest = versions[progress.version], versions[publication.latest_version]
+    _require_unmerged(progress, mine)
     current = progress.current_step(mine)
     here = standpoint(progress, mine)
     if current is not None and publication.is_withdrawn:
@@ -448,6 +515,27 @@ def next_step(
     return transition
 
 
+def merge(
+    visitor: Progress, account: Progress | None, account_key: ProgressKey, versions: Versions, *, now: Millis
+) -> Merge:
+    """What becomes of one walkthrough when a visitor keeps their progress: `visitor`, which has not ended.
+
+    `versions` holds those that the two stand on, and those that the visitor's attempt was on before.
+    """
+    theirs = versions[visitor.version]
+    if account is None:
+        stood_on = visitor.current_step_id or theirs.steps[-1].id
+        return Merge(_merged(_as_it_is(visitor), account_key, theirs, stood_on, visitor.current_step_id, now), None)
+    ended = _merged(_as_it_is(visitor), visitor.key, theirs, None, visitor.current_step_id, now)
+    kept = _as_it_is(account)
+    if account.status is Status.IN_PROGRESS:
+        if visitor.status is Status.COMPLETED:
+            kept = _merged(kept, account_key, theirs, account.current_step_id, None, now, versions)
+        elif visitor.version == account.version:
+            kept = _united(kept, visitor, versions, now)
+    return Merge(ended, kept)
+
+
 def reachable_steps(progress: Progress, version: Version) -> Mapping[int, Step]:
     """The steps that may be read again, by number from 1: the current one and completed ones."""
     completed = progress.completed_keys(version)
@@ -495,6 +583,12 @@ def _require_available(publication: Publication, latest: Version) -> None:
         raise WalkthroughUnavailable(latest.title)
 
 
+def _require_unmerged(progress: Progress, mine: Version) -> None:
+    # A call that was let in before the visitor kept their progress. The next one is told where it is.
+    if progress.status is Status.MERGED:
+        raise WalkthroughUnavailable(mine.title)
+
+
 def _restart(progress: Progress, publication: Publication, latest: Version, now: Millis) -> Transition:
     _require_available(publication, latest)
     first = latest.steps[0].id
@@ -506,6 +600,51 @@ def _move(progress: Progress, versions: Versions, latest: Version, now: Millis) 
     to_step_id = _first_open(latest, progress.completed_keys(versions[progress.version]))
     told = Told.MOVED_TO_LATEST if to_step_id else Told.COMPLETED
     return _step(progress, progress.key, EventKind.MOVED, latest, to_step_id, now=now, told=told, versions=versions)
+
+
+def _united(account: Revised, visitor: Progress, versions: Versions, now: Millis) -> Revised:
+    """The account's progress with the steps that a visitor has completed, who is on the same version."""
+    mine = versions[visitor.version]
+    completed = account.before.completed_keys(mine)
+    gained = visitor.completed_keys(mine) - completed
+    ids = {step.text.key: step.id for version in (*versions.values(), mine) for step in version.steps}
+    here = [step.text.key for step in mine.steps if step.text.key in gained]
+    # From the last one back: what is gained after the current step moves nobody, and then one event passes over it all.
+    # So nobody is recorded at a step that they are passed over. Steps that are gone come back completed, too.
+    for key in (*sorted(gained.difference(here)), *reversed(here)):
+        completed |= {key}
+        to_step_id = _first_open(mine, completed)
+        account = _merged(account, account.before.key, mine, ids[key], to_step_id, now, versions)
+    return account
+
+
+def _as_it_is(progress: Progress) -> Revised:
+    return Revised(progress, progress, ())
+
+
+def _merged(
+    revised: Revised,
+    key: ProgressKey,
+    version: Version,
+    from_step_id: StepId | None,
+    to_step_id: StepId | None,
+    now: Millis,
+    versions: Versions | None = None,
+) -> Revised:
+    """With one more event of a merge."""
+    progress = revised.after
+    event = ProgressEvent(
+        revision=progress.revision + 1,
+        kind=EventKind.MERGED,
+        attempt=progress.attempt,
+        version=version.number,
+        from_step_id=from_step_id,
+        to_step_id=to_step_id,
+        outcome=None,
+        note=None,
+        occurred_at=max(now, progress.last_activity_at),
+    )
+    return Revised(revised.before, evolve(progress, event, key, versions or {}), (*revised.events, event))
 
 
 def _first_open(version: Version, completed: frozenset[str]) -> StepId | None:

@@ -128,7 +128,11 @@ class PostgresWalkthroughStore:
                     func.count().filter(its.status == Status.IN_PROGRESS).label("mid_way"),
                     func.count().filter(its.status == Status.COMPLETED).label("completed"),
                 )
-                .where(its.organization_id == organization_id, its.walkthrough_id == walkthrough_id)
+                .where(
+                    its.organization_id == organization_id,
+                    its.walkthrough_id == walkthrough_id,
+                    its.status != Status.MERGED,
+                )
                 .group_by(its.version)
             )
             return {row.version: VersionPeople(row.mid_way, row.completed) for row in rows}

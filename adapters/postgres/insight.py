@@ -22,18 +22,19 @@ _COUNTS = """
 with moment as (
     -- An event, what came after it (until then its `to_step_id` was the current step), and how long after.
     select mcp_server_id, mcp_server_user_id, attempt, version, kind, to_step_id, occurred_at,
+           kind = 'merged' and from_step_id is null as is_end,
            lead(kind) over person as next_kind,
            lead(occurred_at) over person - occurred_at as gap,
            lead(outcome) over stay as next_outcome,
            lead(occurred_at) over stay
            - max(occurred_at) filter (where kind = 'advanced') over stay as next_since_advance
-      from (select mcp_server_id, mcp_server_user_id, attempt, version, revision, kind, outcome, to_step_id,
-                   occurred_at
+      from (select mcp_server_id, mcp_server_user_id, attempt, version, revision, kind, outcome, from_step_id,
+                   to_step_id, occurred_at
               from walkthrough_progress_events
              where organization_id = $1 and walkthrough_id = $2 and occurred_at >= $5::bigint
                and ($3::text is null or mcp_server_id = $3)
             offset 0) as event
-    window person as (partition by mcp_server_id, mcp_server_user_id order by attempt, version, revision),
+    window person as (partition by mcp_server_id, mcp_server_user_id order by revision),
            stay as (partition by mcp_server_id, mcp_server_user_id, attempt, version order by revision
                     rows unbounded preceding)
 ), visit as (
@@ -43,7 +44,7 @@ with moment as (
            min(m.occurred_at) filter (where m.kind in ('started', 'restarted')
                                          or (m.kind = 'moved' and $4::integer is not null)) as began_at,
            max(m.occurred_at) as last_at,
-           bool_or(m.next_kind is null) as is_last,
+           bool_or(m.next_kind is null and not m.is_end) as is_last,
            bool_or(m.next_kind = 'restarted') as is_given_up,
            bool_or(m.next_outcome in ('done', 'skipped')) as is_completed,
            bool_or(m.next_outcome = 'skipped') as is_skipped,

@@ -52,6 +52,7 @@ select w.id, w.key, w.is_published, w.archived_at, w.latest_version, latest.on_p
     on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
   left join walkthrough_progress p
     on p.organization_id = $1 and p.mcp_server_id = $2 and p.mcp_server_user_id = $3 and p.walkthrough_id = w.id
+   and p.status <> 'merged'
   join walkthrough_versions latest
     on latest.organization_id = $1 and latest.walkthrough_id = w.id and latest.version = w.latest_version
   join walkthrough_versions shown
@@ -96,7 +97,7 @@ def _standing(organization_id: OrganizationId, row: Record) -> Standing:
     progress = None
     if row["revision"] is not None:
         key = ProgressKey(organization_id, row["mcp_server_id"], row["mcp_server_user_id"], walkthrough_id)
-        progress = _progress(key, row)
+        progress = stored_progress(key, row)
     return Standing(
         organization_id=organization_id,
         walkthrough_id=walkthrough_id,
@@ -119,7 +120,8 @@ def _standing(organization_id: OrganizationId, row: Record) -> Standing:
     )
 
 
-def _progress(key: ProgressKey, row: Record) -> Progress:
+def stored_progress(key: ProgressKey, row: RowMapping | Record) -> Progress:
+    """Where somebody stands, from its row by column name, whichever driver has read it."""
     return Progress(
         key=key,
         version=row["version"],
@@ -276,12 +278,17 @@ select $1, $2, $3, $4, e.*
  where e.revision is not null
 """
 
+# Whoever merges a visitor holds the visitor's row. This waits for it, and finds nobody then; or it comes first, and is
+# merged too. The foreign key would lock the same row as much.
 _BEGIN = """
 with begun as (
     insert into walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
            version, attempt, revision, status, current_step_id, carried, started_at, last_activity_at,
            completed_at)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    select $1, $2, u.id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+      from mcp_server_users u
+     where u.organization_id = $1 and u.id = $3 and u.merged_into is null
+       for key share
     on conflict (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id) do nothing
     returning 1
 )
@@ -341,20 +348,22 @@ class PostgresProgressStore:
     async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
         async with self._database.hot() as connection:
             rows = await connection.fetch(_EVENTS, *_key_row(key))
-        return [
-            ProgressEvent(
-                revision=row["revision"],
-                kind=EventKind(row["kind"]),
-                attempt=row["attempt"],
-                version=row["version"],
-                from_step_id=row["from_step_id"],
-                to_step_id=row["to_step_id"],
-                outcome=Outcome(row["outcome"]) if row["outcome"] else None,
-                note=row["note"],
-                occurred_at=Millis(row["occurred_at"]),
-            )
-            for row in rows
-        ]
+        return [stored_event(row) for row in rows]
+
+
+def stored_event(row: RowMapping | Record) -> ProgressEvent:
+    """What happened, from its row by column name, whichever driver has read it."""
+    return ProgressEvent(
+        revision=row["revision"],
+        kind=EventKind(row["kind"]),
+        attempt=row["attempt"],
+        version=row["version"],
+        from_step_id=row["from_step_id"],
+        to_step_id=row["to_step_id"],
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        note=row["note"],
+        occurred_at=Millis(row["occurred_at"]),
+    )
 
 
 _NO_EVENT: tuple[object, ...] = (None,) * 9

@@ -161,8 +161,10 @@ class LessonResult(Struct):
 
 
 def status_of(value: Status | None) -> Literal["not_started", "in_progress", "completed"]:
-    """The status a list shows of a progress, or of none."""
-    return "not_started" if value is None else value.value
+    """The status a list shows of a progress, or of none; a visitor's that has ended is none."""
+    if value is Status.COMPLETED:
+        return "completed"
+    return "in_progress" if value is Status.IN_PROGRESS else "not_started"
 
 
 # ----------------------------------------------------------------------------------------------- JSON Schema

@@ -706,7 +706,7 @@ def test_under_keep_they_finish_what_they_began_and_are_not_told() -> None:
     assert course.stands.version == 1
 
 
-@pytest.mark.promise("version.offer")
+@pytest.mark.promise("version.policies")
 def test_under_offer_they_finish_and_are_told() -> None:
     course = Course.of("ab").begin().publish("xab", OFFER)
     assert move_is_offered(course.stands, course.author.publication(course.stands))
@@ -761,7 +761,7 @@ def test_on_a_withdrawn_version_select_restarts_on_the_latest() -> None:
 
 
 @pytest.mark.parametrize("policy", [KEEP, OFFER, CARRY_OVER])
-@pytest.mark.promise("version.supersede")
+@pytest.mark.promise("version.policies")
 def test_a_withdrawn_version_stays_withdrawn_under_later_publishes(policy: PublishPolicy) -> None:
     course = Course.of("abc").begin(steps=1).publish("abc", SUPERSEDE).publish("abc", policy)
     refused(course, VersionWithdrawn, Call("next", handle=course.handle))

@@ -1,0 +1,204 @@
+"""Visitors, and what becomes of their progress when they sign in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import asyncpg
+from sqlalchemy import bindparam, exists, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from adapters.postgres.connections import Database
+from adapters.postgres.tables import (
+    mcp_server_user_identities,
+    mcp_server_users,
+    walkthrough_progress,
+    walkthrough_progress_events,
+)
+from application.ports import Visitor
+from domain.errors import NotFound
+from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
+from domain.tenancy import Millis, ServerKey, UserId
+
+# Two steps in two primary keys, as cheap as a token.
+_VISITOR = """
+select u.id, u.merged_into
+  from mcp_server_user_identities i
+  join mcp_server_users u on u.organization_id = i.organization_id and u.id = i.mcp_server_user_id
+ where i.organization_id = $1 and i.issuer = $2 and i.subject = $3
+"""
+
+_PROGRESS, _EVENTS = walkthrough_progress.c, walkthrough_progress_events.c
+_KEY = ("organization_id", "mcp_server_id", "mcp_server_user_id", "walkthrough_id")
+# The events follow their progress to another person by the foreign key (on update cascade).
+_REVISE = (
+    update(walkthrough_progress)
+    .where(*(_PROGRESS[column] == bindparam(f"of_{column}") for column in _KEY))
+    .values(
+        {
+            column.name: bindparam(f"new_{column.name}", type_=column.type)
+            for column in _PROGRESS
+            if column.name not in _KEY or column.name == "mcp_server_user_id"
+        }
+    )
+)
+
+
+class PostgresVisitorStore:
+    """`VisitorStore` on PostgreSQL: compares and sets; decides nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, server: ServerKey, visitor_hash: bytes, new_user: UserId, now: Millis) -> None:
+        user = insert(mcp_server_users).values(
+            organization_id=server.organization_id, id=new_user, first_seen_at=now, last_seen_at=now
+        )
+        identity = insert(mcp_server_user_identities).values(
+            organization_id=server.organization_id,
+            issuer=_issuer(server),
+            subject=visitor_hash.hex(),
+            mcp_server_user_id=new_user,
+            created_at=now,
+        )
+        async with self._database.transaction() as connection:
+            await connection.execute(user)
+            await connection.execute(identity)
+
+    async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(_VISITOR, server.organization_id, _issuer(server), visitor_hash.hex())
+        return None if row is None else Visitor(row["id"], row["merged_into"])
+
+    async def merge(
+        self, server: ServerKey, visitor: UserId, account: UserId, merges: Sequence[Merge]
+    ) -> UserId | None:
+        try:
+            async with self._database.transaction() as connection:
+                kept_by = await _hold(connection, server, visitor, account)
+                if kept_by is not None:
+                    return kept_by
+                if not await _is_as_decided_on(connection, server, visitor, account, merges):
+                    return None
+                await _store(connection, merges)
+                await connection.execute(
+                    update(mcp_server_users)
+                    .where(
+                        mcp_server_users.c.organization_id == server.organization_id, mcp_server_users.c.id == visitor
+                    )
+                    .values(merged_into=account)
+                )
+                return account
+        except IntegrityError as error:
+            # The account has begun one of them in this very moment.
+            if error.orig is not None and isinstance(error.orig.__cause__, asyncpg.UniqueViolationError):
+                return None
+            raise
+
+
+def _issuer(server: ServerKey) -> str:
+    return f"visitor:{server.server_id}"
+
+
+async def _hold(connection: AsyncConnection, server: ServerKey, visitor: UserId, account: UserId) -> UserId | None:
+    """Keeps the visitor from beginning anything, and others from merging into the account; whose the visitor is."""
+    users, identities = mcp_server_users.c, mcp_server_user_identities.c
+    is_visitor_here = exists().where(
+        identities.organization_id == server.organization_id,
+        identities.issuer == _issuer(server),
+        identities.mcp_server_user_id == visitor,
+    )
+    found = (
+        await connection.execute(
+            select(users.merged_into)
+            .where(users.organization_id == server.organization_id, users.id == visitor, is_visitor_here)
+            .with_for_update()  # beginning takes the key's lock
+        )
+    ).one_or_none()
+    if found is None:
+        raise NotFound("there is no such visitor on this server")
+    if found.merged_into is not None:
+        return UserId(found.merged_into)
+    person = await connection.scalar(
+        select(users.id)
+        .where(users.organization_id == server.organization_id, users.id == account, users.email.is_not(None))
+        .with_for_update(key_share=True)  # the account may begin meanwhile
+    )
+    if person is None:
+        raise NotFound("there is no such person in this organisation")
+    return None
+
+
+async def _is_as_decided_on(
+    connection: AsyncConnection, server: ServerKey, visitor: UserId, account: UserId, merges: Sequence[Merge]
+) -> bool:
+    """Whether both sides still stand where they did. Whatever they have begun stays so until the end."""
+    decided_on = {
+        (before.key.user_id, before.key.walkthrough_id): before.revision
+        for merge in merges
+        for before in [merge.visitor.before, *([merge.account.before] if merge.account else [])]
+    }
+    rows = await connection.execute(
+        select(_PROGRESS.mcp_server_user_id, _PROGRESS.walkthrough_id, _PROGRESS.revision)
+        .where(
+            _PROGRESS.organization_id == server.organization_id,
+            _PROGRESS.mcp_server_id == server.server_id,
+            or_(
+                _PROGRESS.mcp_server_user_id == visitor,
+                (_PROGRESS.mcp_server_user_id == account)
+                & _PROGRESS.walkthrough_id.in_([merge.visitor.before.key.walkthrough_id for merge in merges]),
+            ),
+        )
+        .with_for_update()
+    )
+    return decided_on == {(row.mcp_server_user_id, row.walkthrough_id): row.revision for row in rows}
+
+
+async def _store(connection: AsyncConnection, merges: Iterable[Merge]) -> None:
+    revised = [each for merge in merges for each in (merge.visitor, merge.account) if each is not None and each.events]
+    if revised:
+        await connection.execute(_REVISE, [_revision(each) for each in revised])
+        events = [_event_row(each.after.key, event) for each in revised for event in each.events]
+        await connection.execute(insert(walkthrough_progress_events), events)
+
+
+def _revision(revised: Revised) -> dict[str, Any]:
+    row = _key_row(revised.after.key) | _progress_row(revised.after)
+    return {f"of_{column}": value for column, value in _key_row(revised.before.key).items()} | {
+        f"new_{column}": value for column, value in row.items()
+    }
+
+
+def _key_row(key: ProgressKey) -> dict[str, Any]:
+    return dict(zip(_KEY, (key.organization_id, key.server_id, key.user_id, key.walkthrough_id), strict=True))
+
+
+def _progress_row(progress: Progress) -> dict[str, Any]:
+    return {
+        "version": progress.version,
+        "attempt": progress.attempt,
+        "revision": progress.revision,
+        "current_step_id": progress.current_step_id,
+        "carried": sorted(progress.carried),
+        "status": progress.status,
+        "started_at": progress.started_at,
+        "last_activity_at": progress.last_activity_at,
+        "completed_at": progress.completed_at,
+    }
+
+
+def _event_row(key: ProgressKey, event: ProgressEvent) -> dict[str, Any]:
+    return _key_row(key) | {
+        "revision": event.revision,
+        "attempt": event.attempt,
+        "version": event.version,
+        "kind": event.kind,
+        "from_step_id": event.from_step_id,
+        "to_step_id": event.to_step_id,
+        "outcome": event.outcome,
+        "note": event.note,
+        "occurred_at": event.occurred_at,
+    }
