@@ -19,6 +19,7 @@ from application.learning import Entry, Lesson
 from domain.errors import (
     CompletedStepRequired,
     InvalidArguments,
+    RateLimited,
     StepNotCurrent,
     StepNotReached,
     TemporarilyUnavailable,
@@ -355,6 +356,13 @@ def _explained(error: ToolError) -> str:
             )
         case InvalidArguments():
             return f"{error.problem}. Correct the arguments and call again."
+        case RateLimited():
+            seconds = error.retry_after_seconds
+            return (
+                f"These calls come faster than anyone reads, and this one was not carried out. Wait {seconds} "
+                f"second{'s' if seconds != 1 else ''}, then make the very same call again. A walkthrough is taken one "
+                "step at a time with the user: end your turn after each step."
+            )
         case TemporarilyUnavailable():
             return (
                 "The service cannot answer at this moment. Make the very same call again in a few seconds: nothing "

@@ -26,8 +26,9 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from application.learning import Learning
-from application.ports import CallLog, Clock, Ids, ToolCall
-from domain.errors import TemporarilyUnavailable, ToolError
+from application.limits import Limit
+from application.ports import CallLog, Clock, Ids, RateLimiter, ToolCall
+from domain.errors import RateLimited, TemporarilyUnavailable, ToolError, TooManyRequests
 from domain.tenancy import Caller, CallId
 from domain.tenancy import Server as Tenant
 from entrypoints.mcp import prompts, rendering, resources
@@ -76,9 +77,10 @@ STATE_KEY = "cairn"
 class McpEndpoint:
     """Serves `/mcp` for all tenants. Enter `running()` once, for as long as it serves."""
 
-    def __init__(self, learning: Learning, calls: CallLog, clock: Clock, ids: Ids) -> None:
+    def __init__(self, learning: Learning, calls: CallLog, limits: RateLimiter, clock: Clock, ids: Ids) -> None:
         self._learning = learning
         self._calls = calls
+        self._limits = limits
         self._clock = clock
         self._ids = ids
         self._warned_at = -_WARNING_SECONDS
@@ -254,6 +256,7 @@ class McpEndpoint:
         failure: Exception | None = None
         with self._calls.admit() as record:
             try:
+                await self._count(caller)
                 tool = TOOLS.get(params.name)
                 if tool is None:
                     raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:100]}")
@@ -287,6 +290,15 @@ class McpEndpoint:
             content=[types.TextContent(type="text", text=answer.text)],
             structured_content=msgspec.to_builtins(answer.structured),
         )
+
+    async def _count(self, caller: Caller) -> None:
+        """One call more of a known person, on whichever server of the organisation; the gate counts the unknown."""
+        if caller.user_id is None:
+            return
+        try:
+            await self._limits.hit(Limit.CALLS_PER_USER, caller.server.organization_id, caller.user_id)
+        except TooManyRequests as error:
+            raise RateLimited(error.retry_after_seconds) from error
 
 
 def _error_code(failure: Exception) -> str:

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.postgres.connections import Database
+from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds
+from application.limits import rates
 from application.ports import CallLog, ToolCall
 from domain.errors import TemporarilyUnavailable
 from domain.tenancy import Caller, Server
@@ -144,7 +146,7 @@ def _request(params: str) -> bytes:
 async def _served(world: World, log: CallLog, **server: Any) -> AsyncIterator[Served]:
     guides = await world.server(**server)
     await world.publish("one", "two", organization=server.get("organization", "acme"), servers=(guides.slug,))
-    endpoint = McpEndpoint(world.learning, log, world.clock, RandomIds())
+    endpoint = McpEndpoint(world.learning, log, MemoryRateLimits(rates("")), world.clock, RandomIds())
     async with endpoint.running():
         yield Served(endpoint, guides, await world.caller(guides))
 

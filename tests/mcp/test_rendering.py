@@ -308,6 +308,8 @@ def _all_errors(title: str = "The tour", reference: str = "tour", count: int = 3
         errors.StepNotReached(500, MAX_STEPS, range(1, MAX_STEPS)),
         errors.VersionWithdrawn(title, here.reference),
         errors.InvalidArguments(f"Object contains unknown field `{reference}`"),
+        errors.RateLimited(1),
+        errors.RateLimited(60),
         errors.TemporarilyUnavailable(),
     ]
 
