@@ -11,15 +11,22 @@ from dataclasses import dataclass, field, replace
 
 from application.ports import (
     AttemptCounts,
+    Bearer,
+    Begun,
     Cohort,
     Counts,
+    ForgottenCalls,
     Measures,
+    OidcProvider,
+    PersonalRecord,
+    PersonSummary,
     Placement,
     ServerListing,
     Standing,
     StepCounts,
     StuckNote,
     Subject,
+    TokenListing,
     ToolCall,
     VersionPeople,
     VersionSummary,
@@ -29,7 +36,19 @@ from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
 from domain.forecast import Standing as MidWay
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Transition
 from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough, unknown
-from domain.tenancy import Caller, Millis, OrganizationId, Server, ServerKey, StepId, UserId, WalkthroughId
+from domain.sign_in import IdentityKey, whose
+from domain.tenancy import (
+    AuthMode,
+    Caller,
+    Millis,
+    OrganizationId,
+    Server,
+    ServerId,
+    ServerKey,
+    StepId,
+    UserId,
+    WalkthroughId,
+)
 from domain.walkthrough import Assignment, Publication, Version, VersionKey, in_order
 
 
@@ -52,8 +71,14 @@ class CountedIds:
     def new(self, prefix: str) -> str:
         return f"{prefix}_{next(self._count)}"
 
-    def token(self) -> str:
-        return f"cairn_token{next(self._count)}"
+    def token(self, prefix: str = "cairn") -> str:
+        return f"{prefix}_token{next(self._count)}"
+
+    def code(self) -> str:
+        return f"{next(self._count):06}"
+
+    def visitor(self) -> str:
+        return f"visitor-{next(self._count):014}"
 
 
 @dataclass
@@ -79,13 +104,20 @@ class Memory:
 
     organizations: dict[str, OrganizationId] = field(default_factory=dict)
     servers: dict[ServerKey, Server] = field(default_factory=dict)
+    providers: dict[OrganizationId, OidcProvider] = field(default_factory=dict)
     people: dict[tuple[OrganizationId, str], UserId] = field(default_factory=dict)
+    identities: dict[tuple[OrganizationId, IdentityKey], UserId] = field(default_factory=dict)
+    seen: dict[tuple[OrganizationId, UserId], tuple[Millis, Millis]] = field(default_factory=dict)
+    """When they were first and last seen."""
     tokens: dict[tuple[ServerKey, bytes], UserId] = field(default_factory=dict)
+    issued: dict[tuple[ServerKey, bytes], Millis] = field(default_factory=dict)
     walkthroughs: dict[tuple[OrganizationId, str], _Walkthrough] = field(default_factory=dict)
     assignments: dict[tuple[ServerKey, WalkthroughId], Assignment] = field(default_factory=dict)
     progress: dict[ProgressKey, Progress] = field(default_factory=dict)
     events: dict[ProgressKey, list[ProgressEvent]] = field(default_factory=dict)
     calls: dict[str, ToolCall] = field(default_factory=dict)
+    visitors: dict[tuple[ServerKey, bytes], UserId] = field(default_factory=dict)
+    merged_into: dict[tuple[OrganizationId, UserId], UserId] = field(default_factory=dict)
 
 
 class MemoryCatalogue:
@@ -103,6 +135,8 @@ class MemoryCatalogue:
                 server = caller.server
                 key = ProgressKey(organization_id, server.server_id, caller.user_id, walkthrough.id)
                 progress = self._memory.progress.get(key)
+                if progress is not None and progress.status is Status.MERGED:
+                    progress = None
             if assignment is None and progress is None:
                 continue
             order = (0, assignment.display_order) if assignment else (1, 0)
@@ -172,6 +206,8 @@ class MemoryProgressStore:
         stored = self._memory.progress.get(key)
         if (stored.revision if stored else None) != (transition.before.revision if transition.before else None):
             return False
+        if transition.before is None and (key.organization_id, key.user_id) in self._memory.merged_into:
+            return False
         self._memory.progress[key] = transition.after
         self._memory.events.setdefault(key, []).extend(transition.events)
         return True
@@ -224,23 +260,85 @@ class MemoryServerDirectory:
         return None
 
 
+def person_in(
+    memory: Memory, organization_id: OrganizationId, identity: IdentityKey | None, email: str, new_user: UserId
+) -> UserId:
+    """What `People.person` says."""
+    address = IdentityKey.of_address(email)
+    leading = identity or address
+    known = memory.identities
+    by_address = known.get((organization_id, address), memory.people.get((organization_id, email)))
+    found = whose(known.get((organization_id, leading)), by_address)
+    if found is None:
+        memory.people[organization_id, email] = new_user
+        found = new_user, new_user
+    user_id, has_address = found
+    known[organization_id, address] = has_address
+    known[organization_id, leading] = user_id
+    return user_id
+
+
+def see(memory: Memory, organization_id: OrganizationId, user_id: UserId, now: Millis) -> None:
+    first, last = memory.seen.get((organization_id, user_id), (now, now))
+    memory.seen[organization_id, user_id] = first, max(last, now)
+
+
 class MemoryTokenStore:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def user_of(self, server: ServerKey, token_hash: bytes) -> UserId | None:
-        return self._memory.tokens.get((server, token_hash))
+    async def bearer_of(self, server: ServerKey, token_hash: bytes, now: Millis) -> Bearer | None:
+        user_id = self._memory.tokens.get((server, token_hash))
+        return None if user_id is None else Bearer(user_id, frozenset({"walkthroughs"}))
 
     async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
-        user_id = self._memory.people.setdefault((server.organization_id, email), new_user)
+        user_id = person_in(self._memory, server.organization_id, None, email, new_user)
+        see(self._memory, server.organization_id, user_id, now)
         self._memory.tokens.setdefault((server, token_hash), user_id)
+        self._memory.issued.setdefault((server, token_hash), now)
         return user_id
 
-    async def revoke(self, server: ServerKey, token_hash: bytes) -> int:
+    async def listed(
+        self,
+        organization_id: OrganizationId,
+        server_id: ServerId | None,
+        user_id: UserId | None,
+        now: Millis,
+        limit: int,
+    ) -> Sequence[TokenListing]:
+        memory = self._memory
+        emails = {user_id: email for (at, email), user_id in memory.people.items() if at == organization_id}
+        listed = [
+            TokenListing(
+                server=memory.servers[server].slug,
+                user_id=owner,
+                email=emails[owner],
+                grant_id=None,
+                client_id=None,
+                client_name=None,
+                scope="walkthroughs",
+                created_at=memory.issued[server, token_hash],
+                ends_at=None,
+            )
+            for (server, token_hash), owner in memory.tokens.items()
+            if server.organization_id == organization_id
+            and server_id in (None, server.server_id)
+            and user_id in (None, owner)
+        ]
+        return sorted(listed, key=lambda each: (-each.created_at, each.user_id))[:limit]
+
+    async def revoke(self, server: ServerKey, token_hash: bytes, now: Millis) -> int:
         return int(self._memory.tokens.pop((server, token_hash), None) is not None)
 
-    async def revoke_all_of(self, server: ServerKey, email: str) -> int:
-        user_id = self._memory.people.get((server.organization_id, email))
+    async def revoke_grant(self, server: ServerKey, grant_id: str, now: Millis) -> int:
+        return 0  # here nobody has signed in by a client
+
+    async def revoke_client(self, server: ServerKey, client: str, now: Millis) -> int:
+        return 0
+
+    async def revoke_all_of(self, server: ServerKey, email: str, now: Millis) -> int:
+        address = IdentityKey.of_address(email)
+        user_id = self._memory.identities.get((server.organization_id, address))
         theirs = [key for key, owner in self._memory.tokens.items() if key[0] == server and owner == user_id]
         for key in theirs:
             del self._memory.tokens[key]
@@ -273,11 +371,181 @@ class MemoryTenantStore:
     async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
         slugs = {id: slug for slug, id in self._memory.organizations.items()}
         listings = [
-            ServerListing(slugs[key.organization_id], server, sum(at == key for at, _ in self._memory.assignments))
+            ServerListing(
+                slugs[key.organization_id],
+                server,
+                sum(at == key for at, _ in self._memory.assignments),
+                self._memory.providers.get(key.organization_id),
+            )
             for key, server in self._memory.servers.items()
             if organization_id in (None, key.organization_id)
         ]
         return sorted(listings, key=lambda each: (each.organization_slug, each.server.slug))
+
+    async def provider(self, organization_id: OrganizationId) -> OidcProvider | None:
+        return self._memory.providers.get(organization_id)
+
+    async def set_provider(self, organization_id: OrganizationId, provider: OidcProvider | None, now: Millis) -> bool:
+        former = self._memory.providers.pop(organization_id, None)
+        if provider is not None:
+            self._memory.providers[organization_id] = provider
+        return former is not None
+
+    async def set_auth_mode(self, server: ServerKey, auth_mode: AuthMode) -> AuthMode:
+        if server not in self._memory.servers:
+            raise NotFound(server.server_id)
+        former = self._memory.servers[server]
+        self._memory.servers[server] = replace(former, auth_mode=auth_mode)
+        return former.auth_mode
+
+
+class MemoryPersonalDataStore:
+    """Goes through the log one call at a time, so that every stretch has an end."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def people(
+        self, organization_id: OrganizationId, server_id: ServerId | None, after: str | None, limit: int
+    ) -> Sequence[PersonSummary]:
+        everybody = [
+            self._summary(user_id, self._emails(organization_id).get(user_id), server_id, first, last)
+            for (at, user_id), (first, last) in self._memory.seen.items()
+            if at == organization_id and (at, user_id) not in self._memory.merged_into
+        ]
+        here = [each for each in everybody if server_id is None or self._is_here(each, server_id)]
+        here.sort(key=lambda each: (each.email is None, each.email or each.user_id))
+        is_visitor = after is not None and "@" not in after
+        behind = [
+            each
+            for each in here
+            if after is None or (each.email is None, each.email or each.user_id) > (is_visitor, after)
+        ]
+        return behind[:limit]
+
+    async def find(self, organization_id: OrganizationId, who: str) -> UserId | None:
+        by_address = self._memory.identities.get((organization_id, IdentityKey.of_address(who)))
+        return UserId(who) if (organization_id, who) in self._memory.seen else by_address
+
+    async def record(self, organization_id: OrganizationId, user_id: UserId) -> PersonalRecord | None:
+        if (organization_id, user_id) not in self._memory.seen:
+            return None
+        memory, users = self._memory, self._accounts(organization_id, [user_id])
+        return PersonalRecord(
+            user_id=user_id,
+            email=self._emails(organization_id).get(user_id),
+            users=[
+                {"id": each, "first_seen_at": memory.seen[organization_id, each][0]}
+                for each in sorted(users, key=lambda each: each != user_id)
+            ],
+            identities=[
+                {"user_id": owner, "issuer": key.issuer, "subject": key.subject}
+                for (at, key), owner in memory.identities.items()
+                if at == organization_id and owner in users
+            ],
+            begun=[
+                Begun(self._slug(key), self._walkthrough(key), progress, memory.events[key])
+                for key, progress in memory.progress.items()
+                if key.organization_id == organization_id and key.user_id in users
+            ],
+            grants=[],
+            tokens=[
+                {"server": memory.servers[server].slug, "created_at": memory.issued[server, token_hash]}
+                for (server, token_hash), owner in memory.tokens.items()
+                if server.organization_id == organization_id and owner in users
+            ],
+            sign_ins=[],
+        )
+
+    async def calls(
+        self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
+    ) -> tuple[Sequence[ToolCall], Millis | None]:
+        end = self._end_of_stretch(organization_id, since)
+        return [
+            call for call in self._calls(organization_id, users, since) if end is None or call.created_at < end
+        ], end
+
+    async def forget_calls(
+        self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
+    ) -> ForgottenCalls:
+        calls, end = await self.calls(organization_id, users, since)
+        self._forget(calls)
+        return ForgottenCalls(len(calls), end)
+
+    async def erase(
+        self, organization_id: OrganizationId, users: Collection[UserId], calls_since: Millis
+    ) -> int | None:
+        memory = self._memory
+        there = {each for each in users if (organization_id, each) in memory.seen}
+        if self._accounts(organization_id, there) != set(users):
+            return None
+        late = self._calls(organization_id, users, calls_since)
+        self._forget(late)
+        for by_key in (memory.progress, memory.events):
+            for key in [key for key in by_key if key.organization_id == organization_id and key.user_id in users]:
+                del by_key[key]  # type: ignore[attr-defined]
+        for owned in (memory.identities, memory.tokens, memory.visitors, memory.people):
+            for place in [place for place, owner in owned.items() if owner in users]:  # type: ignore[attr-defined]
+                del owned[place]  # type: ignore[attr-defined]
+        for each in users:
+            del memory.seen[organization_id, each]
+            memory.merged_into.pop((organization_id, each), None)
+        return len(late)
+
+    def _emails(self, organization_id: OrganizationId) -> Mapping[UserId, str]:
+        return {owner: email for (at, email), owner in self._memory.people.items() if at == organization_id}
+
+    def _accounts(self, organization_id: OrganizationId, users: Collection[UserId]) -> set[UserId]:
+        merged = {
+            visitor
+            for (at, visitor), account in self._memory.merged_into.items()
+            if at == organization_id and account in users
+        }
+        return merged | set(users)
+
+    def _summary(
+        self, user_id: UserId, email: str | None, server_id: ServerId | None, first: Millis, last: Millis
+    ) -> PersonSummary:
+        statuses = [
+            progress.status
+            for key, progress in self._memory.progress.items()
+            if key.user_id == user_id and server_id in (None, key.server_id)
+        ]
+        return PersonSummary(user_id, email, first, last, len(statuses), statuses.count(Status.COMPLETED))
+
+    def _is_here(self, person: PersonSummary, server_id: ServerId) -> bool:
+        owners = itertools.chain(self._memory.tokens.items(), self._memory.visitors.items())
+        return bool(person.begun) or (server_id, person.user_id) in {
+            (server.server_id, owner) for (server, _), owner in owners
+        }
+
+    def _slug(self, key: ProgressKey) -> str:
+        return self._memory.servers[ServerKey(key.organization_id, key.server_id)].slug
+
+    def _walkthrough(self, key: ProgressKey) -> str:
+        return next(each.state.key for each in self._memory.walkthroughs.values() if each.id == key.walkthrough_id)
+
+    def _calls(self, organization_id: OrganizationId, users: Collection[UserId], since: Millis) -> Sequence[ToolCall]:
+        return [
+            call
+            for call in self._memory.calls.values()
+            if call.caller.server.organization_id == organization_id
+            and call.caller.user_id in users
+            and call.created_at >= since
+        ]
+
+    def _end_of_stretch(self, organization_id: OrganizationId, since: Millis) -> Millis | None:
+        times = sorted(
+            call.created_at
+            for call in self._memory.calls.values()
+            if call.caller.server.organization_id == organization_id and call.created_at >= since
+        )
+        return Millis(max(times[1], since + 1)) if len(times) > 1 else None
+
+    def _forget(self, calls: Sequence[ToolCall]) -> None:
+        for call in calls:
+            nobody = Caller(call.caller.server, None)
+            self._memory.calls[call.id] = replace(call, caller=nobody, client_name=None, client_version=None, input={})
 
 
 class MemoryWalkthroughStore:
@@ -336,7 +604,9 @@ class MemoryWalkthroughStore:
         self, organization_id: OrganizationId, walkthrough_id: WalkthroughId
     ) -> Mapping[int, VersionPeople]:
         standing = Counter(
-            (progress.version, progress.status) for progress in self._on(organization_id, walkthrough_id)
+            (progress.version, progress.status)
+            for progress in self._on(organization_id, walkthrough_id)
+            if progress.status is not Status.MERGED
         )
         return {
             version: VersionPeople(standing[version, Status.IN_PROGRESS], standing[version, Status.COMPLETED])
@@ -346,7 +616,7 @@ class MemoryWalkthroughStore:
     async def standings(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[MidWay]:
         people: Counter[tuple[int, StepId, frozenset[str], bool]] = Counter()
         for progress in self._on(organization_id, walkthrough_id):
-            if progress.current_step_id is not None:
+            if progress.status is Status.IN_PROGRESS and progress.current_step_id is not None:
                 server = ServerKey(organization_id, progress.key.server_id)
                 assignment = self._memory.assignments.get((server, walkthrough_id))
                 is_enabled = assignment is not None and assignment.is_enabled
@@ -439,7 +709,8 @@ class MemoryFunnels:
                 for attempt in range(1, events[-1].attempt + 1):
                     own = [event for event in events if event.attempt == attempt]
                     stay = _Stay(key, own, is_latest=attempt == events[-1].attempt, version=cohort.version)
-                    if stay.events and _is_within(cohort, stay.events[0].occurred_at):
+                    came_by_merge = bool(stay.events) and stay.events[0].kind is EventKind.MERGED
+                    if stay.events and not came_by_merge and _is_within(cohort, stay.events[0].occurred_at):
                         stays.append(stay)
         steps = {
             step.id: step.text.key
@@ -553,7 +824,8 @@ class _Stay:
     def state(self, measures: Measures) -> str:
         if self.current is None:
             return "completed"
-        if self.was_left:
+        last = self.events[-1]
+        if self.was_left or (last.kind is EventKind.MERGED and last.from_step_id is None):
             return "moved_on"
         if not self.is_latest:
             return "restarted"

@@ -76,7 +76,9 @@ class World:
     async def caller(self, server: Server, email: str = "ada@example.com") -> Caller:
         """A person who has signed in on a server."""
         token = await self.identity.create_token(server.key, email)
-        return Caller(server.key, await self.identity.user_of(server.key, token))
+        bearer = await self.identity.bearer_of(server.key, token)
+        assert bearer is not None
+        return Caller(server.key, bearer.user_id)
 
     async def publish(
         self,

@@ -6,22 +6,32 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, func, select, true
+from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select, true, union_all, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.postgres.connections import Database
+from adapters.postgres.people import known_as
+from adapters.postgres.sign_in import person
 from adapters.postgres.tables import (
     access_tokens,
     mcp_server_users,
     mcp_server_walkthroughs,
     mcp_servers,
+    oauth_codes,
+    oauth_grants,
+    oauth_refresh_tokens,
+    oidc_providers,
     organizations,
 )
-from application.ports import ServerDirectory, ServerListing
+from application.ports import Bearer, OidcProvider, ServerDirectory, ServerListing, TokenListing
 from domain.errors import AlreadyExists, NotFound
 from domain.tenancy import AuthMode, Millis, OrganizationId, Server, ServerId, ServerKey, UserId
+
+_PROVIDER = [oidc_providers.c[field.name] for field in fields(OidcProvider)]
 
 
 class PostgresTenantStore:
@@ -71,6 +81,12 @@ class PostgresTenantStore:
             true() if organization_id is None else mcp_servers.c.organization_id == organization_id
         )
 
+    async def provider(self, organization_id: OrganizationId) -> OidcProvider | None:
+        statement = select(*_PROVIDER).where(oidc_providers.c.organization_id == organization_id)
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return None if row is None else OidcProvider(*row)
+
     async def _listings(self, which: ColumnElement[bool]) -> Sequence[ServerListing]:
         assigned = (
             select(func.count())
@@ -88,6 +104,12 @@ class PostgresTenantStore:
         )
         async with self._database.transaction() as connection:
             rows = (await connection.execute(statement)).mappings().all()
+            found = await connection.execute(
+                select(oidc_providers.c.organization_id, *_PROVIDER).where(
+                    oidc_providers.c.organization_id.in_({row["organization_id"] for row in rows})
+                )
+            )
+            providers = {organization_id: OidcProvider(*row) for organization_id, *row in found}
         return [
             ServerListing(
                 organization_slug=row["organization_slug"],
@@ -99,9 +121,36 @@ class PostgresTenantStore:
                     custom_domain=row["custom_domain"],
                 ),
                 assigned=row["assigned"],
+                provider=providers.get(row["organization_id"]),
             )
             for row in rows
         ]
+
+    async def set_auth_mode(self, server: ServerKey, auth_mode: AuthMode) -> AuthMode:
+        which = and_(mcp_servers.c.organization_id == server.organization_id, mcp_servers.c.id == server.server_id)
+        async with self._database.transaction() as connection:
+            former = await connection.scalar(select(mcp_servers.c.auth_mode).where(which).with_for_update())
+            if former is None:
+                raise NotFound("this server is gone: see 'cairn server list'")
+            await connection.execute(update(mcp_servers).where(which).values(auth_mode=auth_mode))
+        return AuthMode(former)
+
+    async def set_provider(self, organization_id: OrganizationId, provider: OidcProvider | None, now: Millis) -> bool:
+        async with self._database.transaction() as connection:
+            removed = await connection.execute(
+                oidc_providers.delete().where(oidc_providers.c.organization_id == organization_id)
+            )
+            if provider is not None:
+                values = asdict(provider)
+                values["created_at"] = now
+                statement = insert(oidc_providers).values(organization_id=organization_id, **values)
+                # Somebody else may have set one in this very moment: the last one counts.
+                await connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["organization_id"], set_={"created_at": now, **values}
+                    )
+                )
+        return removed.rowcount == 1
 
 
 _SERVER_AT = """
@@ -173,10 +222,10 @@ class RecentServers:
         return server
 
 
-_USER_OF = """
-select mcp_server_user_id
+_BEARER_OF = """
+select mcp_server_user_id, scope
   from access_tokens
- where organization_id = $1 and token_hash = $2 and mcp_server_id = $3
+ where organization_id = $1 and token_hash = $2 and mcp_server_id = $3 and (expires_at is null or expires_at > $4)
 """
 
 
@@ -186,28 +235,14 @@ class PostgresTokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def user_of(self, server: ServerKey, token_hash: bytes) -> UserId | None:
+    async def bearer_of(self, server: ServerKey, token_hash: bytes, now: Millis) -> Bearer | None:
         async with self._database.hot() as connection:
-            user = await connection.fetchval(_USER_OF, server.organization_id, token_hash, server.server_id)
-        return None if user is None else UserId(user)
+            row = await connection.fetchrow(_BEARER_OF, server.organization_id, token_hash, server.server_id, now)
+        return None if row is None else Bearer(UserId(row["mcp_server_user_id"]), frozenset(row["scope"].split()))
 
     async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
-        # An update that changes nothing makes the row come back whether or not it was there.
-        person = (
-            insert(mcp_server_users)
-            .values(
-                organization_id=server.organization_id,
-                id=new_user,
-                email=email,
-                email_verified_at=now,
-                first_seen_at=now,
-                last_seen_at=now,
-            )
-            .on_conflict_do_update(index_elements=["organization_id", "email"], set_={"email": email})
-            .returning(mcp_server_users.c.id)
-        )
         async with self._database.transaction() as connection:
-            user_id = UserId((await connection.execute(person)).scalar_one())
+            user_id = await person(connection, server.organization_id, None, email, new_user, now)
             token = insert(access_tokens).values(
                 organization_id=server.organization_id,
                 token_hash=token_hash,
@@ -218,23 +253,151 @@ class PostgresTokenStore:
             await connection.execute(token)
         return user_id
 
-    async def revoke(self, server: ServerKey, token_hash: bytes) -> int:
-        statement = access_tokens.delete().where(
-            access_tokens.c.organization_id == server.organization_id,
-            access_tokens.c.token_hash == token_hash,
-            access_tokens.c.mcp_server_id == server.server_id,
-        )
-        async with self._database.transaction() as connection:
-            return (await connection.execute(statement)).rowcount
+    async def listed(
+        self,
+        organization_id: OrganizationId,
+        server_id: ServerId | None,
+        user_id: UserId | None,
+        now: Millis,
+        limit: int,
+    ) -> Sequence[TokenListing]:
+        def chosen(table: Table) -> Sequence[ColumnElement[bool]]:
+            conditions = [table.c.organization_id == organization_id]
+            if server_id is not None:
+                conditions.append(table.c.mcp_server_id == server_id)
+            if user_id is not None:
+                conditions.append(table.c.mcp_server_user_id == user_id)
+            return conditions
 
-    async def revoke_all_of(self, server: ServerKey, email: str) -> int:
-        person = select(mcp_server_users.c.id).where(
-            mcp_server_users.c.organization_id == server.organization_id, mcp_server_users.c.email == email
+        given_out = select(
+            _TOKEN.mcp_server_id,
+            _TOKEN.mcp_server_user_id,
+            *(null().label(name) for name in ("grant_id", "client_id", "client_name")),
+            _TOKEN.scope,
+            _TOKEN.created_at,
+            _TOKEN.expires_at.label("ends_at"),
+        ).where(
+            *chosen(access_tokens),
+            _TOKEN.grant_id.is_(None),
+            or_(_TOKEN.expires_at.is_(None), _TOKEN.expires_at > now),
         )
-        statement = access_tokens.delete().where(
-            access_tokens.c.organization_id == server.organization_id,
-            access_tokens.c.mcp_server_id == server.server_id,
-            access_tokens.c.mcp_server_user_id.in_(person),
+        granted = select(
+            _GRANT.mcp_server_id,
+            _GRANT.mcp_server_user_id,
+            _GRANT.id,
+            _GRANT.client_id,
+            _GRANT.client_name,
+            _GRANT.scope,
+            _GRANT.created_at,
+            _ENDS_AT,
+        ).where(*chosen(oauth_grants), _GRANT.revoked_at.is_(None), now < _ENDS_AT)
+        listed = union_all(given_out, granted).subquery()
+        statement = (
+            select(listed, mcp_servers.c.slug, mcp_server_users.c.email)
+            .join(mcp_servers, and_(mcp_servers.c.organization_id == organization_id, mcp_servers.c.id == listed.c[0]))
+            .join(
+                mcp_server_users,
+                and_(mcp_server_users.c.organization_id == organization_id, mcp_server_users.c.id == listed.c[1]),
+            )
+            .order_by(listed.c.created_at.desc(), listed.c.grant_id, listed.c.mcp_server_user_id)
+            .limit(limit)
         )
         async with self._database.transaction() as connection:
-            return (await connection.execute(statement)).rowcount
+            rows = (await connection.execute(statement)).all()
+        return [
+            TokenListing(
+                server=row.slug,
+                user_id=row.mcp_server_user_id,
+                email=row.email,
+                grant_id=row.grant_id,
+                client_id=row.client_id,
+                client_name=row.client_name,
+                scope=row.scope,
+                created_at=row.created_at,
+                ends_at=row.ends_at,
+            )
+            for row in rows
+        ]
+
+    async def revoke(self, server: ServerKey, token_hash: bytes, now: Millis) -> int:
+        of_token = union_all(
+            *(
+                select(table.c.grant_id).where(
+                    table.c.organization_id == server.organization_id, table.c.token_hash == token_hash
+                )
+                for table in (access_tokens, oauth_refresh_tokens)
+            )
+        )
+        async with self._database.transaction() as connection:
+            ended = await _end_grants(connection, server, _GRANT.id.in_(of_token), now)
+            return ended or await _delete_given_out(connection, server, _TOKEN.token_hash == token_hash)
+
+    async def revoke_all_of(self, server: ServerKey, email: str, now: Millis) -> int:
+        theirs = known_as(server.organization_id, email)
+        async with self._database.transaction() as connection:
+            granted = await _end_grants(connection, server, _GRANT.mcp_server_user_id.in_(theirs), now)
+            return granted + await _delete_given_out(connection, server, _TOKEN.mcp_server_user_id.in_(theirs))
+
+    async def revoke_grant(self, server: ServerKey, grant_id: str, now: Millis) -> int:
+        async with self._database.transaction() as connection:
+            return await _end_grants(connection, server, _GRANT.id == grant_id, now)
+
+    async def revoke_client(self, server: ServerKey, client: str, now: Millis) -> int:
+        async with self._database.transaction() as connection:
+            return await _end_grants(
+                connection, server, or_(_GRANT.client_id == client, _GRANT.client_name == client), now
+            )
+
+
+_TOKEN = access_tokens.c
+_GRANT = oauth_grants.c
+# When nothing of a grant is good any more. Codes and tokens that are used up end sooner than what they gave.
+_ENDS_AT = func.greatest(
+    *(
+        select(func.max(table.c.expires_at))
+        .where(table.c.organization_id == _GRANT.organization_id, table.c.grant_id == _GRANT.id)
+        .correlate(oauth_grants)
+        .scalar_subquery()
+        for table in (oauth_codes, access_tokens, oauth_refresh_tokens)
+    )
+).label("ends_at")
+
+
+async def _end_grants(connection: AsyncConnection, server: ServerKey, which: ColumnElement[bool], now: Millis) -> int:
+    """Ends those that are still good, each with its whole family. Whoever issues in one holds its row, as this does."""
+    organization_id = server.organization_id
+    good = (
+        select(_GRANT.id)
+        .where(
+            _GRANT.organization_id == organization_id,
+            _GRANT.mcp_server_id == server.server_id,
+            _GRANT.revoked_at.is_(None),
+            now < _ENDS_AT,
+            which,
+        )
+        .order_by(_GRANT.id)  # in one order always: two who end the same do not wait for each other in a circle
+        .with_for_update()
+    )
+    ended = (await connection.scalars(good)).all()
+    if ended:
+        await connection.execute(
+            update(oauth_grants)
+            .where(_GRANT.organization_id == organization_id, _GRANT.id.in_(ended))
+            .values(revoked_at=now)
+        )
+        for table in (access_tokens, oauth_refresh_tokens):
+            await connection.execute(
+                table.delete().where(table.c.organization_id == organization_id, table.c.grant_id.in_(ended))
+            )
+    return len(ended)
+
+
+async def _delete_given_out(connection: AsyncConnection, server: ServerKey, which: ColumnElement[bool]) -> int:
+    """Deletes tokens that an operator gave out."""
+    statement = access_tokens.delete().where(
+        _TOKEN.organization_id == server.organization_id,
+        _TOKEN.mcp_server_id == server.server_id,
+        _TOKEN.grant_id.is_(None),
+        which,
+    )
+    return (await connection.execute(statement)).rowcount
