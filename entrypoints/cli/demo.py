@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +13,14 @@ from domain.errors import AlreadyExists, OperatorError
 from domain.tenancy import AuthMode
 from domain.walkthrough import PublishPolicy
 from entrypoints.container import Container, Storage
+from entrypoints.http.connecting import claude_code_command, mcp_servers
 from entrypoints.settings import Settings
 
 DEMO = "demo"
 DEVELOPER = "developer@example.com"
 WALKTHROUGHS = Path(entrypoints.__file__).parent / "walkthroughs"
 _REMEDY = "move it away, or choose another --data-dir"
+_CLIENT_NAME = "cairn-demo"
 _TOKEN_FILE = "dev-token"  # noqa: S105  # a file's name
 
 
@@ -27,7 +28,6 @@ def connection_lines(url: str, token: str) -> list[str]:
     """How to connect to the demo server, ready to be pasted."""
     header = f"Authorization: Bearer {token}"
     server = {"type": "http", "url": url, "headers": {"Authorization": f"Bearer {token}"}}
-    configuration = {"mcpServers": {"cairn-demo": server}}
     return [
         "",
         click.style("Cairn is running.", bold=True) + " Connect your assistant to the demo server, and ask it:",
@@ -35,13 +35,16 @@ def connection_lines(url: str, token: str) -> list[str]:
         "",
         f"  URL     {url}",
         f"  Token   {token}",
+        f"  Page    {url.removesuffix('mcp')}",
         "",
         click.style("Claude Code", bold=True),
-        f"  claude mcp add --transport http cairn-demo {url} --header '{header}'",
+        f"  {claude_code_command(_CLIENT_NAME, url, header)}",
         "",
         click.style("Cursor and others", bold=True) + " that read an mcpServers file (Cursor: ~/.cursor/mcp.json)",
-        *("  " + line for line in json.dumps(configuration, indent=2).splitlines()),
+        *("  " + line for line in mcp_servers(_CLIENT_NAME, server).splitlines()),
         "",
+        "The page has more clients, and lets you sign in instead of pasting the token:",
+        "the codes that it asks for are shown here.",
         "The token is for development, and stays the same in this data directory.",
         "Stop with Ctrl-C: progress is kept.",
         "",
@@ -83,7 +86,7 @@ async def _token(container: Container, data_dir: Path) -> str:
     """The developer's token, the same at every start, so that a client's configuration stays right."""
     server = (await container.tenancy().server(DEMO, DEMO)).key
     token = _kept_token(data_dir)
-    if token is None or not await container.identity().user_of(server, token):
+    if token is None or not await container.identity().bearer_of(server, token):
         token = await container.identity().create_token(server, DEVELOPER)
         _keep_token(data_dir, token)
     return token

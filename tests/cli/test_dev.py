@@ -98,8 +98,8 @@ async def test_dev_prints_a_url_and_a_token_with_which_the_walkthroughs_are_list
 async def test_the_line_for_claude_can_be_pasted_and_works(dev: Serving) -> None:
     (line,) = (line for line in announced(dev).splitlines() if "claude mcp add" in line)
     words = shlex.split(line)
-    assert words[:5] == ["claude", "mcp", "add", "--transport", "http"]
-    name, url, option, header = words[5:]
+    assert words[:7] == ["claude", "mcp", "add", "--transport", "http", "--scope", "user"]
+    name, url, option, header = words[7:]
     assert (name, option) == ("cairn-demo", "--header")
     label, _, value = header.partition(": ")
     assert label == "Authorization"
