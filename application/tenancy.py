@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from application.ports import Clock, Ids, ServerListing, TenantStore
+from application.ports import Clock, IdentityProvider, Ids, OidcProvider, ServerListing, TenantStore
 from domain.errors import NotFound
 from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, display_name, domain_name, slug
 
@@ -73,3 +73,46 @@ class Tenancy:
             return found.server
         where = f" in organisation {organization!r}" if organization else ""
         raise NotFound(f"there is no server {slug_!r}{where}: see 'cairn server list'")
+
+    async def set_auth_mode(self, slug_: str, auth_mode: AuthMode, organization: str | None = None) -> AuthMode:
+        """Changes who may call the server with this slug, within 2 s everywhere. Returns the mode it had.
+
+        Raises:
+            NotFound: as `server`.
+        """
+        server = await self.server(slug_, organization)
+        return await self._tenants.set_auth_mode(server.key, auth_mode)
+
+
+class Providers:
+    """Sets up the identity providers of organisations."""
+
+    def __init__(
+        self, tenancy: Tenancy, tenants: TenantStore, identity_provider: IdentityProvider, clock: Clock
+    ) -> None:
+        self._tenancy = tenancy
+        self._tenants = tenants
+        self._identity_provider = identity_provider
+        self._clock = clock
+
+    async def set(self, organization: str, provider: OidcProvider) -> Sequence[Server]:
+        """Makes this the organisation's provider, once it has answered. Returns the servers on which people use it.
+
+        Raises:
+            NotFound: no such organisation.
+            InvalidValue: when people could not sign in with it, and why. Nothing is changed then.
+        """
+        organization_id = await self._tenancy.organization(organization)
+        await self._identity_provider.check(provider)
+        await self._tenants.set_provider(organization_id, provider, self._clock.now())
+        return [each.server for each in await self._tenants.servers(organization_id)]
+
+    async def remove(self, organization: str) -> None:
+        """Takes the organisation's provider away. Who has signed in with it stays who they are.
+
+        Raises:
+            NotFound: no such organisation, or it has none.
+        """
+        organization_id = await self._tenancy.organization(organization)
+        if not await self._tenants.set_provider(organization_id, None, self._clock.now()):
+            raise NotFound(f"{organization} has no identity provider: there is nothing to remove")

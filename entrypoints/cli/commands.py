@@ -10,20 +10,21 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
-from domain.errors import NotFound, OperatorError
-from domain.tenancy import AuthMode
+from application.ports import OidcProvider
+from domain.errors import InvalidValue, NotFound
+from domain.tenancy import AuthMode, Server
 from domain.walkthrough import Manuscript
-from entrypoints.cli.columns import disarmed
+from entrypoints.cli.columns import disarmed, harmless
 from entrypoints.cli.preview import page
 from entrypoints.cli.terminal import say, show
 from entrypoints.container import Container, Storage, storage
 from entrypoints.settings import Settings
 
 _T = TypeVar("_T")
-_STANDARD_INPUT = "-"
 
 
 def with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]], *, may_create: bool = False) -> _T:
@@ -88,6 +89,7 @@ def server_list(org: str | None, data_dir: Path | None, as_json: bool) -> None:
             "auth_mode": each.server.auth_mode.value,
             "custom_domain": each.server.custom_domain,
             "walkthroughs": each.assigned,
+            "provider": _provider_result(each.provider),
         }
         for each in listings
     ]
@@ -98,6 +100,10 @@ def server_list(org: str | None, data_dir: Path | None, as_json: bool) -> None:
             for row in rows
         ],
     )
+    providers = {each.organization_slug: each.provider for each in listings if each.provider}
+    if providers:
+        table.append("")
+    table += [f"People of {slug} sign in {_by_provider(provider)}." for slug, provider in providers.items()]
     show(as_json, {"servers": rows}, *(table if rows else ["There are no servers yet: 'cairn server create'."]))
 
 
@@ -107,30 +113,108 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def token_create(server: str, email: str, data_dir: Path | None, as_json: bool) -> None:
-    async def create(container: Container) -> str:
-        key = (await container.tenancy().server(server)).key
-        return await container.identity().create_token(key, email)
+def server_set_auth(server: str, auth_mode: str, org: str | None, data_dir: Path | None, as_json: bool) -> None:
+    mode = AuthMode(auth_mode)
+    former = with_container(data_dir, lambda container: container.tenancy().set_auth_mode(server, mode, org))
+    if former is mode:
+        lines = [f"{server} is {mode.value} already.", _WHO_MAY[mode]]
+    else:
+        lines = [f"{server} is {mode.value} within 2 seconds, and was {former.value}.", _WHO_MAY[mode]]
+        if former is AuthMode.ANONYMOUS:
+            lines.append("Personal addresses are no longer answered; what was done there is kept.")
+    show(as_json, {"slug": server, "auth_mode": mode.value, "former_auth_mode": former.value}, *lines)
 
-    token = with_container(data_dir, create)
-    show(as_json, {"token": token}, f"A token of {email} on {server}; it is not shown again:", token)
+
+_WHO_MAY = {
+    AuthMode.ON_CONNECT: "Every request needs a token, so that people sign in as they connect.",
+    AuthMode.ON_DEMAND: "Anybody may list the walkthroughs; people sign in as they take one.",
+    AuthMode.ANONYMOUS: "As on_demand; nobody signs in at a personal address from the server's page.",
+}
 
 
-def token_revoke(server: str, email: str | None, token: str | None, data_dir: Path | None, as_json: bool) -> None:
-    if (email is None) == (token is None):
-        raise click.UsageError("Give either --email or --token.")
-    secret = sys.stdin.buffer.readline().decode(errors="replace").strip() if token == _STANDARD_INPUT else token
+def server_set_oidc(
+    org: str,
+    issuer: str | None,
+    client_id: str | None,
+    name: str | None,
+    is_only: bool,
+    is_from_stdin: bool,
+    secret_file: Path | None,
+    is_removed: bool,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    if is_removed:
+        if any((issuer, client_id, name, is_only, is_from_stdin, secret_file)):
+            raise click.UsageError("--remove goes with no other option.")
+        with_container(data_dir, lambda container: container.oidc_providers().remove(org))
+        show(as_json, {"organization": org, "provider": None}, f"People of {org} sign in by e-mail codes alone.")
+        return
+    if issuer is None or client_id is None:
+        raise click.UsageError("Give --issuer and --client-id, or --remove.")
+    if is_from_stdin and secret_file is not None:
+        raise click.UsageError("Give either --secret-stdin or --secret-file.")
+    provider = OidcProvider(
+        issuer=issuer,
+        client_id=client_id,
+        client_secret=_secret(is_from_stdin, secret_file),
+        name=name or urlsplit(issuer).hostname or issuer,
+        offers_email_codes=not is_only,
+    )
+    base_domain = Settings.from_environment().base_domain
+    servers = with_container(data_dir, lambda container: container.oidc_providers().set(org, provider))
+    redirects = [uri for server in servers for uri in _redirects(server, base_domain)]
+    result = {"organization": org, "provider": _provider_result(provider), "redirect_uris": redirects}
+    lines = [f"People of {org} sign in {_by_provider(provider)}."]
+    if redirects:
+        lines += ["Register at the provider where it sends them back to:", *(f"  {uri}" for uri in redirects)]
+    show(as_json, result, *lines)
 
-    async def revoke(container: Container) -> int:
-        key = (await container.tenancy().server(server)).key
-        if email is not None:
-            return await container.identity().revoke_all_of(key, email)
-        return await container.identity().revoke(key, secret or "")
 
-    revoked = with_container(data_dir, revoke)
-    if not revoked:
-        raise OperatorError(f"nothing to revoke: there is no such token on {server}")
-    show(as_json, {"revoked": revoked}, f"Revoked {revoked} token{'s' if revoked > 1 else ''} on {server}.")
+def _secret(is_from_stdin: bool, file: Path | None) -> str:
+    """The client secret, which is never an argument: those can be read by everybody on the machine.
+
+    Raises:
+        InvalidValue: where it cannot be had.
+    """
+    try:
+        if file is not None:
+            return file.read_text().strip()
+        if is_from_stdin:
+            return sys.stdin.buffer.readline().decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue("the client secret cannot be read: name a file with one line of text") from error
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is nobody to ask for the client secret: give --secret-stdin or --secret-file.")
+    asked: str = click.prompt("Client secret", hide_input=True, err=True)
+    return asked.strip()
+
+
+def _redirects(server: Server, base_domain: str) -> list[str]:
+    if base_domain == "localhost":
+        origins = [f"http://{server.slug}.localhost:8000"]  # as `cairn dev` and `cairn serve` answer unless told
+    else:
+        origins = [f"https://{server.slug}.{base_domain}"]
+    if server.custom_domain:
+        origins.append(f"https://{server.custom_domain}")
+    return [f"{origin}/sign-in/callback" for origin in origins]
+
+
+def _provider_result(provider: OidcProvider | None) -> dict[str, Any] | None:
+    """Without the secret, which nobody is shown."""
+    if provider is None:
+        return None
+    return {
+        "name": provider.name,
+        "issuer": provider.issuer,
+        "client_id": provider.client_id,
+        "offers_email_codes": provider.offers_email_codes,
+    }
+
+
+def _by_provider(provider: OidcProvider) -> str:
+    others = "or by an e-mail code" if provider.offers_email_codes else "and in no other way"
+    return f"with {harmless(provider.name)} ({harmless(provider.issuer)}), {others}"
 
 
 # ----------------------------------------------------------------------------------------------- authoring

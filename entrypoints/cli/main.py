@@ -61,6 +61,8 @@ _force_push = click.option(
     "--force", "is_forced", is_flag=True, help="Undo what was edited in place since the last push."
 )
 _version = click.option("--version", type=_number, metavar="N", help="This version [default: the latest].")
+_auth_mode = click.Choice(["on_demand", "on_connect", "anonymous"])
+_who = click.argument("who")
 _draft = click.option("--draft", "is_draft", is_flag=True, help="The draft, and no version.")
 
 
@@ -69,7 +71,7 @@ class _Sections(click.Group):
 
     titles: ClassVar[Mapping[str, Sequence[str]]] = {
         "Run": ("dev", "serve", "migrate"),
-        "Who and where": ("org", "server", "token"),
+        "Who and where": ("org", "server", "user", "token"),
         "Write": ("lint", "preview", "schema", "pull", "diff", "push", "discard"),
         "Publish": ("publish", "rollback", "unpublish", "withdraw", "archive", "restore"),
         "Put on servers": ("assign", "unassign", "enable", "disable", "order"),
@@ -110,6 +112,11 @@ def org() -> None:
 @main.group()
 def server() -> None:
     """MCP servers of an organisation."""
+
+
+@main.group()
+def user() -> None:
+    """People, and what is stored about them."""
 
 
 @main.group()
@@ -166,10 +173,11 @@ def org_create(**options: Any) -> None:
 @click.option("--slug", required=True, help="Its host label: it answers at SLUG.<base domain>.")
 @click.option(
     "--auth-mode",
-    type=click.Choice(["on_demand", "on_connect"]),
+    type=_auth_mode,
     default="on_demand",
     show_default=True,
-    help="on_demand: anybody may list; on_connect: every request needs a token.",
+    help="on_demand: anybody may list; on_connect: every request needs a token; anonymous: as on_demand, and without "
+    "a token on a personal address.",
 )
 @click.option("--domain", help="A domain of its own, such as guides.example.com.")
 @click.option("--name", help="What people see [default: the slug].")
@@ -187,6 +195,51 @@ def server_create(**options: Any) -> None:
 def server_list(**options: Any) -> None:
     """List MCP servers."""
     _run("server_list", options)
+
+
+@server.command("set-auth")
+@click.argument("server")
+@click.argument("auth_mode", metavar="MODE", type=_auth_mode)
+@click.option("--org", metavar="SLUG", help="Only if it is this organisation's.")
+@_data_dir
+@_json
+def server_set_auth(**options: Any) -> None:
+    """Change who may call SERVER without a token.
+
+    \b
+    MODE is
+      on_demand   anybody may list the walkthroughs, all else needs a token
+      on_connect  every request needs a token
+      anonymous   as on_demand; and on a personal address, which the server's
+                  page gives out, nothing needs one
+
+    Clients that are asked for a token have people sign in.
+    """
+    _run("server_set_auth", options)
+
+
+@server.command("set-oidc")
+@click.argument("org")
+@click.option("--issuer", metavar="URL", help="The provider's address, as its documentation gives it.")
+@click.option("--client-id", metavar="ID", help="What the provider knows Cairn by.")
+@click.option("--name", help="What people know the provider by [default: its host].")
+@click.option("--only", "is_only", is_flag=True, help="Let nobody sign in by an e-mail code instead.")
+@click.option("--secret-stdin", "is_from_stdin", is_flag=True, help="Read the client secret from standard input.")
+@click.option(
+    "--secret-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read the client secret from this file. Without either, you are asked for it.",
+)
+@click.option("--remove", "is_removed", is_flag=True, help="Take the provider away.")
+@_data_dir
+@_json
+def server_set_oidc(**options: Any) -> None:
+    """Let people of ORG sign in with its identity provider.
+
+    On all its servers, with OpenID Connect. The provider is tried at once.
+    """
+    _run("server_set_oidc", options)
 
 
 @main.command()
@@ -504,6 +557,65 @@ def insight(**options: Any) -> None:
     _run("insight", options, "insight")
 
 
+@user.command("list")
+@click.argument("org")
+@click.option("--server", metavar="SLUG", help="Only those who have been on this server, counting what they did there.")
+@click.option("--after", metavar="WHO", help="Those behind this one: the next page.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
+@_data_dir
+@_json
+def user_list(**options: Any) -> None:
+    """List the people of ORG.
+
+    By e-mail address, then visitors, with how many walkthroughs they have begun and completed.
+    """
+    _run("user_list", options, "people")
+
+
+@user.command("show")
+@click.argument("org")
+@_who
+@_data_dir
+@_json
+def user_show(**options: Any) -> None:
+    """Show who somebody of ORG is, and where they stand.
+
+    WHO is an e-mail address or an id.
+    """
+    _run("user_show", options, "people")
+
+
+@user.command("export")
+@click.argument("org")
+@_who
+@click.option(
+    "-o", "--output", "file", metavar="FILE", type=click.Path(path_type=Path), help="Write it to this new file."
+)
+@_data_dir
+@_json
+def user_export(**options: Any) -> None:
+    """Hand over all that is stored about somebody.
+
+    As one JSON document, with every call that they made. WHO is an e-mail address or an id.
+    """
+    _run("user_export", options, "people")
+
+
+@user.command("erase")
+@click.argument("org")
+@_who
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@_data_dir
+@_json
+def user_erase(**options: Any) -> None:
+    """Erase somebody of ORG, for ever.
+
+    With their progress and all that lets them in. That calls were made stays in the log, without who made them and
+    what they sent. Erase again what was interrupted. WHO is an e-mail address or an id.
+    """
+    _run("user_erase", options, "people")
+
+
 @token.command("create")
 @_one_server
 @click.option("--email", required=True, help="Whose token it is. The address counts as verified.")
@@ -511,18 +623,35 @@ def insight(**options: Any) -> None:
 @_json
 def token_create(**options: Any) -> None:
     """Create a token. It is printed alone on the last line, and cannot be shown again."""
-    _run("token_create", options)
+    _run("token_create", options, "people")
+
+
+@token.command("list")
+@click.option("--server", metavar="SLUG", help="Of this server.")
+@click.option("--org", metavar="SLUG", help="Of all servers of this organisation.")
+@click.option("--user", metavar="WHO", help="Only this person's: an e-mail address or an id.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
+@_data_dir
+@_json
+def token_list(**options: Any) -> None:
+    """List what is good at present, the newest first.
+
+    Tokens that were created here, and grants: what people let their clients do when they signed in.
+    """
+    _run("token_list", options, "people")
 
 
 @token.command("revoke")
 @_one_server
-@click.option("--email", help="End every token that this person has on the server.")
+@click.option("--email", help="End every token and grant that this person has on the server.")
 @click.option("--token", metavar="TOKEN", help="End this one; '-' reads it from standard input.")
+@click.option("--grant", metavar="ID", help="End what a person let a client do.")
+@click.option("--client", metavar="NAME", help="End everybody's grants to this client.")
 @_data_dir
 @_json
 def token_revoke(**options: Any) -> None:
     """End tokens, at once."""
-    _run("token_revoke", options)
+    _run("token_revoke", options, "people")
 
 
 if __name__ == "__main__":

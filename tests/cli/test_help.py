@@ -77,11 +77,12 @@ def test_every_command_that_is_promised_is_there() -> None:
         *("dev", "serve", "migrate", "org create", "server create", "server list"),
         *("lint", "preview", "schema", "push", "pull", "diff", "versions", "insight", "discard"),
         *("publish", "rollback", "unpublish", "withdraw", "archive", "restore"),
-        *("assign", "unassign", "enable", "disable", "order", "token create", "token revoke", "tools"),
+        *("assign", "unassign", "enable", "disable", "order", "tools", "server set-auth", "server set-oidc"),
+        *("user list", "user show", "user export", "user erase", "token create", "token list", "token revoke"),
     }
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_every_command_has_json_and_every_one_that_touches_data_a_data_dir() -> None:
     options = {path: {name for each in command.params for name in each.opts} for path, command in ALL.items()}
     assert not [path for path, names in options.items() if "--json" not in names]
@@ -100,7 +101,7 @@ def test_help_lists_every_command_once_by_what_it_is_for(nursery: Nursery) -> No
     assert not [line for line in lines[1:] if line.endswith("...")], "a command's line is cut short"
 
 
-@pytest.mark.parametrize("path", [(), ("org",), ("server",), ("token",), *ALL], ids=" ".join)
+@pytest.mark.parametrize("path", [(), ("org",), ("server",), ("user",), ("token",), *ALL], ids=" ".join)
 def test_help_of_every_command_fits_a_terminal_and_explains_each_option(
     nursery: Nursery, path: tuple[str, ...]
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from domain.errors import AlreadyExists, NotFound
-from domain.tenancy import Caller
+from application.ports import OidcProvider
+from application.tenancy import Providers
+from domain.errors import AlreadyExists, InvalidValue, NotFound
+from domain.tenancy import AuthMode, Caller, OrganizationId, ServerId, ServerKey
 from domain.walkthrough import PublishPolicy
 from tests.worlds import World, manuscript
 
@@ -45,12 +47,12 @@ async def test_a_token_is_one_persons_on_one_server(world: World) -> None:
     token = await world.identity.create_token(guides.key, "Ada@Example.com ")
     again = await world.identity.create_token(guides.key, "ada@example.com")
     on_labs = await world.identity.create_token(labs.key, "ada@example.com")
-    person = await world.identity.user_of(guides.key, token)
+    person = await world.identity.bearer_of(guides.key, token)
     assert person is not None
-    assert await world.identity.user_of(guides.key, again) == person
-    assert await world.identity.user_of(labs.key, on_labs) == person
-    assert await world.identity.user_of(labs.key, token) is None
-    assert await world.identity.user_of(guides.key, "cairn_nonsense\ud800") is None
+    assert await world.identity.bearer_of(guides.key, again) == person
+    assert await world.identity.bearer_of(labs.key, on_labs) == person
+    assert await world.identity.bearer_of(labs.key, token) is None
+    assert await world.identity.bearer_of(guides.key, "cairn_nonsense\ud800") is None
 
 
 async def test_the_same_address_in_two_organisations_is_two_people(world: World) -> None:
@@ -65,12 +67,12 @@ async def test_a_revoked_token_ends_at_once_and_no_other_does(world: World) -> N
     bobs = await world.identity.create_token(guides.key, "bob@example.com")
     assert await world.identity.revoke(labs.key, first) == 0
     assert await world.identity.revoke(guides.key, first) == 1
-    assert await world.identity.user_of(guides.key, first) is None
-    assert await world.identity.user_of(guides.key, second) is not None
+    assert await world.identity.bearer_of(guides.key, first) is None
+    assert await world.identity.bearer_of(guides.key, second) is not None
     assert await world.identity.revoke_all_of(guides.key, "ada@example.com") == 1
-    assert await world.identity.user_of(guides.key, second) is None
-    assert await world.identity.user_of(labs.key, elsewhere) is not None
-    assert await world.identity.user_of(guides.key, bobs) is not None
+    assert await world.identity.bearer_of(guides.key, second) is None
+    assert await world.identity.bearer_of(labs.key, elsewhere) is not None
+    assert await world.identity.bearer_of(guides.key, bobs) is not None
 
 
 @pytest.mark.promise("version.unchanged")
@@ -146,3 +148,63 @@ async def test_a_walkthrough_of_another_organisation_cannot_be_assigned(world: W
     await world.publish("a", servers=())
     with pytest.raises(NotFound):
         await world.authoring.assign("globex", "tour", [("labs", None)])
+
+
+async def test_who_may_call_a_server_is_changed_for_it_alone(world: World) -> None:
+    await world.server()
+    await world.server(slug="labs")
+    await world.server("globex", "other")
+    assert await world.tenancy.set_auth_mode("guides", AuthMode.ANONYMOUS) is AuthMode.ON_DEMAND
+    assert await world.tenancy.set_auth_mode("guides", AuthMode.ON_CONNECT, "acme") is AuthMode.ANONYMOUS
+    assert await world.tenancy.set_auth_mode("guides", AuthMode.ON_CONNECT) is AuthMode.ON_CONNECT
+    with pytest.raises(NotFound):
+        await world.tenancy.set_auth_mode("guides", AuthMode.ANONYMOUS, "globex")
+    with pytest.raises(NotFound):
+        await world.tenants.set_auth_mode(
+            ServerKey(OrganizationId("org_none"), ServerId("srv_none")), AuthMode.ANONYMOUS
+        )
+    modes = {each.server.slug: each.server.auth_mode for each in await world.tenancy.servers()}
+    assert modes == {"guides": AuthMode.ON_CONNECT, "labs": AuthMode.ON_DEMAND, "other": AuthMode.ON_DEMAND}
+    found = await world.servers.server_at(slug="guides", custom_domain=None)
+    assert found is not None
+    assert found.auth_mode is AuthMode.ON_CONNECT
+
+
+class Asked:
+    """An identity provider that people could sign in with, or not."""
+
+    def __init__(self, problem: str | None = None) -> None:
+        self.problem = problem
+
+    async def check(self, provider: OidcProvider) -> None:
+        if self.problem:
+            raise InvalidValue(self.problem)
+
+
+async def test_an_organisation_has_the_provider_that_was_set_last_once_it_has_answered(world: World) -> None:
+    guides = await world.server()
+    await world.server(slug="labs")
+    await world.server("globex", "other")
+    here = guides.key.organization_id
+    setting = Providers(world.tenancy, world.tenants, Asked(), world.clock)  # type: ignore[arg-type]
+    failing = Providers(world.tenancy, world.tenants, Asked("no"), world.clock)  # type: ignore[arg-type]
+    okta = OidcProvider("https://okta.example", "cairn", "secret", "Okta")
+    entra = OidcProvider("https://entra.example/", "id", "other", "Entra", offers_email_codes=False)
+    with pytest.raises(InvalidValue):
+        await failing.set("acme", okta)
+    assert await world.tenants.provider(here) is None
+    for provider in (okta, entra):
+        assert [each.slug for each in await setting.set("acme", provider)] == ["guides", "labs"]
+        assert await world.tenants.provider(here) == provider
+        with pytest.raises(InvalidValue):
+            await failing.set("acme", okta)
+    assert await world.tenants.provider(here) == entra
+    assert [each.provider for each in await world.tenancy.servers()] == [entra, entra, None]
+    with pytest.raises(NotFound):
+        await setting.remove("globex")
+    await setting.remove("acme")
+    assert await world.tenants.provider(here) is None
+    with pytest.raises(NotFound):
+        await setting.remove("acme")
+    with pytest.raises(NotFound):
+        await setting.set("nowhere", okta)
