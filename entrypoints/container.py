@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import structlog
 from dependency_injector import containers, providers
 
+from adapters.client_documents import WebClientDocuments
 from adapters.content.check import check_manuscript
 from adapters.content.folder import read_folder
 from adapters.content.pages import html_of
 from adapters.content.schema import SCHEMAS
 from adapters.content.writing import write_folder
 from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.mail import Outbox, SmtpMailer
+from adapters.openid import OpenIdConnect
 from adapters.postgres import schema
 from adapters.postgres.assignments import PostgresAssignmentStore
 from adapters.postgres.authoring import PostgresWalkthroughStore
+from adapters.postgres.authorization import PostgresAuthorizationServer
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from adapters.postgres.insight import PostgresFunnels
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
+from adapters.postgres.people import PostgresPersonalDataStore
+from adapters.postgres.sign_in import PostgresPeople, PostgresSignInStore
 from adapters.postgres.tenancy import (
     PostgresServerDirectory,
     PostgresTenantStore,
     PostgresTokenStore,
     RecentServers,
 )
+from adapters.postgres.visitors import PostgresVisitorStore
+from adapters.rate_limits import MemoryRateLimits, RedisRateLimits
 from adapters.system import RandomIds, SystemClock
 from application.authoring import Authoring
+from application.authorization import Authorization
 from application.identity import Identity
 from application.insight import Insight
 from application.learning import Learning
-from application.tenancy import Tenancy
+from application.limits import rates
+from application.people import PersonalData
+from application.ports import ClientDocuments, Mailer, RateLimiter
+from application.sign_in import SignIn
+from application.tenancy import Providers, Tenancy
+from application.visitors import Visitors
 from domain.errors import NotFound
 from entrypoints.settings import Settings
 
@@ -49,6 +63,9 @@ class Container(containers.DeclarativeContainer):
     """Adapters once a process, use cases anew for whoever asks."""
 
     database = providers.Dependency(instance_of=Database)
+    mailer: providers.Provider[Mailer | None] = providers.Object(None)
+    codes: providers.Provider[Mapping[str, str] | None] = providers.Object(None)
+    limits: providers.Provider[RateLimiter] = providers.Singleton(MemoryRateLimits, rates(""))
 
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
@@ -68,12 +85,71 @@ class Container(containers.DeclarativeContainer):
     walkthroughs = providers.Singleton(PostgresWalkthroughStore, database)
     assignments = providers.Singleton(PostgresAssignmentStore, database)
     funnels = providers.Singleton(PostgresFunnels, database)
+    personal_data_store = providers.Singleton(PostgresPersonalDataStore, database)
+
+    client_documents: providers.Provider[ClientDocuments | None] = providers.Singleton(WebClientDocuments)
+    identity_provider = providers.Singleton(OpenIdConnect, clock)
+    authorization_server = providers.Singleton(PostgresAuthorizationServer, database, ids)
+    sign_ins = providers.Singleton(PostgresSignInStore, database)
+    people = providers.Singleton(PostgresPeople, database)
+    visitor_store = providers.Singleton(PostgresVisitorStore, database)
 
     learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
     tenancy = providers.Factory(Tenancy, tenants, ids, clock)
     authoring = providers.Factory(Authoring, walkthroughs, assignments, library, check_content, tenancy, ids, clock)
     insight = providers.Factory(Insight, funnels, library, tenancy, clock)
+    personal_data = providers.Factory(PersonalData, personal_data_store, library, tenancy, clock)
+    oidc_providers = providers.Factory(Providers, tenancy, tenants, identity_provider, clock)
+    visitors = providers.Factory(Visitors, visitor_store, catalogue, library, progress_store, limits, ids, clock)
+    authorization = providers.Factory(Authorization, authorization_server, client_documents, limits, clock)
+    sign_in = providers.Factory(
+        SignIn,
+        sign_ins,
+        people,
+        tenants,
+        authorization_server,
+        identity_provider,
+        visitors,
+        mailer,
+        limits,
+        ids,
+        clock,
+    )
+
+
+def serving_container(
+    database: Database, settings: Settings, show_mail: Callable[[str], None] | None = None
+) -> Container:
+    """The container of a process that serves: what depends on settings is as these say.
+
+    For development, `show_mail` gets what would be sent by mail, and the codes in it are found in `codes`.
+
+    Raises:
+        InvalidValue: for a setting that cannot be.
+    """
+    mailer: Mailer | None = None
+    codes: Mapping[str, str] | None = None
+    if show_mail is not None:
+        mailer = outbox = Outbox(show_mail)
+        codes = outbox.codes
+    elif settings.smtp_url is not None:
+        mailer = SmtpMailer(settings.smtp_url, settings.mail_from or f"cairn@{settings.base_domain}")
+    allowed = rates(settings.limits or "")
+    limits = (
+        MemoryRateLimits(allowed)
+        if settings.rate_limit_url is None
+        else RedisRateLimits(settings.rate_limit_url, allowed)
+    )
+    container = Container(
+        database=database,
+        mailer=providers.Object(mailer),
+        codes=providers.Object(codes),
+        limits=providers.Object(limits),
+    )
+    if settings.client_documents == "off":
+        container.client_documents.override(providers.Object(None))
+    return container
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
+from application.limits import rates
 from domain.errors import InvalidValue
 from domain.tenancy import domain_name, slug
+from entrypoints.http.proxies import trusted_networks
 
 # RFC 6454 section 6.2; editors and browser extensions have schemes of their own.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*]+")
@@ -35,6 +38,23 @@ class Settings:
     """Origins whose pages may call, as browsers write them (`https://app.example.com`), with spaces or commas between
     them; `*`: any. Pages of a server's own host and of the reader's own machine always may."""
 
+    trusted_proxies: str | None = None
+    """Networks of the proxies in front (`10.0.0.0/8`), with spaces or commas between them: what these say in
+    X-Forwarded-For and X-Forwarded-Proto is believed. Unset: nobody is."""
+    smtp_url: str | None = None
+    """`smtp://user:password@host:587`, or `smtps://` for TLS from the start: how sign-in codes are sent. Unset: people
+    can sign in only through their organisation's identity provider."""
+    mail_from: str | None = None
+    """The address that sign-in codes come from. Unset: `cairn@` and the base domain."""
+    rate_limit_url: str | None = None
+    """`redis://…` of a Redis or Valkey in which all processes count together. Unset: each process counts for itself."""
+    limits: str | None = None
+    """Limits other than the usual, by name: `calls_per_user=1000/60 calls_per_network=off`, a count and the seconds for
+    it, with spaces or commas between them."""
+    client_documents: str = "on"
+    """Whether MCP clients may be known by a document that they publish on the web. `off` where this service has no way
+    out to it: a client that has one then registers instead."""
+
     def __post_init__(self) -> None:
         if self.default_server is not None:
             _checked("default_server", slug, self.default_server)
@@ -46,6 +66,14 @@ class Settings:
                     f"CAIRN_ALLOWED_ORIGINS: {origin!r} is no origin: write it like https://app.example.com, with a "
                     "scheme and without a path"
                 )
+        if self.client_documents not in ("on", "off"):
+            raise InvalidValue("CAIRN_CLIENT_DOCUMENTS is on or off")
+        if self.trusted_proxies is not None:
+            _checked("trusted_proxies", trusted_networks, self.trusted_proxies)
+        if self.limits is not None:
+            _checked("limits", rates, self.limits)
+        if self.rate_limit_url is not None:
+            _checked("rate_limit_url", _check_redis_url, self.rate_limit_url)
         for url in (self.database_url, self.owner_database_url):
             if url is not None and not url.startswith(("postgresql://", "postgres://")):
                 raise InvalidValue("CAIRN_DATABASE_URL and CAIRN_OWNER_DATABASE_URL begin with postgresql://")
@@ -78,7 +106,17 @@ class Settings:
         return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _checked(name: str, check: Callable[[str], str], value: str) -> None:
+def _check_redis_url(value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        is_fit = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_fit = False
+    if not is_fit:
+        raise InvalidValue("write it like redis://127.0.0.1:6379, or rediss:// for TLS")  # not the value: a password
+
+
+def _checked(name: str, check: Callable[[str], object], value: str) -> None:
     try:
         check(value)
     except InvalidValue as error:

@@ -30,7 +30,12 @@ def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
         url = f"{listener.address}/mcp"
         lines = connection_lines(url, token)
         serve_until_stopped(
-            held, settings, listener, workers=1, on_ready=lambda: show(as_json, {"url": url, "token": token}, *lines)
+            held,
+            settings,
+            listener,
+            workers=1,
+            on_ready=lambda: show(as_json, {"url": url, "token": token}, *lines),
+            show_mail=say,
         )
 
 

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from domain.errors import OperatorError
-from entrypoints.container import Storage
+from entrypoints.container import Storage, serving_container
 from entrypoints.http.app import application
 from entrypoints.http.connections import PunctualProtocol
 from entrypoints.logs import configure_logs
@@ -60,8 +60,12 @@ def serve_until_stopped(
     *,
     workers: int,
     on_ready: Callable[[], None],
+    show_mail: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. `on_ready` is called once calls are answered."""
+    """Serves until SIGINT or SIGTERM. `on_ready` is called once calls are answered.
+
+    With one worker, `show_mail` gets what would be sent by mail.
+    """
     configure_logs()
     options = {
         # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
@@ -71,15 +75,17 @@ def serve_until_stopped(
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # by itself, uvicorn believes whoever calls from this machine: the gate decides that
         "lifespan": "on",
     }
     if workers == 1:
-        config = uvicorn.Config(application(storage, settings), **options)  # type: ignore[arg-type]  # of several types
+        config = uvicorn.Config(application(storage, settings, show_mail=show_mail), **options)  # type: ignore[arg-type]  # of several types
         # uvicorn raises the signal that stopped it once more, for whoever waits for it. Nobody does: to be stopped is
         # how serving ends, and what follows (the embedded server is left) has still to happen.
         with suppress(KeyboardInterrupt):
             _Server(config, on_ready).run(sockets=[listener.socket])
         return
+    serving_container(storage.database(), settings)  # a setting that cannot be is told once, and not by each worker
     os.environ.update(settings.environment())
     app = "entrypoints.http.app:create_app"
     config = uvicorn.Config(app, factory=True, workers=workers, **options)  # type: ignore[arg-type]  # as above

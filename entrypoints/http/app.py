@@ -8,18 +8,30 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
-from litestar import Litestar, asgi
+import structlog
+from litestar import Litestar, Request, Response, asgi
+from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from entrypoints.container import Container, Storage, storage
+from domain.errors import TemporarilyUnavailable, TooManyRequests
+from entrypoints.container import Storage, serving_container, storage
 from entrypoints.http.gate import Gate
+from entrypoints.http.message import Refusal
+from entrypoints.http.oauth import oauth_handlers
+from entrypoints.http.pages import asset
+from entrypoints.http.places import Kind, away, place_of, refusal_body, too_many
+from entrypoints.http.proxies import trusted_networks
+from entrypoints.http.server_page import server_page
+from entrypoints.http.sign_in import sign_in_pages
 from entrypoints.logs import configure_logs
 from entrypoints.mcp.server import McpEndpoint
 from entrypoints.settings import Settings
 
 _PARENT_CHECK_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
 
 
 def create_app() -> ASGIApp:
@@ -50,12 +62,18 @@ def application(
     storage: Storage,
     settings: Settings,
     around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    show_mail: Callable[[str], None] | None = None,
 ) -> ASGIApp:
-    """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`."""
+    """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`.
+
+    For development, `show_mail` gets what would be sent by mail.
+    """
     database = storage.database()
-    container = Container(database=database)
+    container = serving_container(database, settings, show_mail)
     container.check_dependencies()
-    endpoint = McpEndpoint(container.learning(), container.call_log(), container.clock(), container.ids())
+    endpoint = McpEndpoint(
+        container.learning(), container.call_log(), container.limits(), container.clock(), container.ids()
+    )
 
     @asgi("/mcp", copy_scope=True)
     async def mcp(scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,15 +88,55 @@ def application(
             finally:
                 keeper.cancel()
 
-    litestar = Litestar([mcp], lifespan=[serving], openapi_config=None, logging_config=None)
+    sign_in, visitors = container.sign_in(), container.visitors()
+    litestar = Litestar(
+        [
+            mcp,
+            asset,
+            *oauth_handlers(container.authorization()),
+            *sign_in_pages(sign_in, container.codes()),
+            *server_page(container.learning(), visitors, sign_in),
+        ],
+        exception_handlers={Exception: _refused},
+        lifespan=[serving],
+        openapi_config=None,
+        logging_config=None,
+    )
     return Gate(
         cast(ASGIApp, litestar),
         container.servers(),
         container.identity(),
+        visitors,
+        container.limits(),
         base_domain=settings.base_domain,
         default_server=settings.default_server,
         allowed_origins=settings.origins(),
+        trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
     )
+
+
+def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Where errors on the way to a page or an OAuth answer become answers."""
+    match error:
+        case Refusal():
+            refusal = error
+        case TooManyRequests():
+            refusal = too_many(error)
+        case TemporarilyUnavailable():
+            refusal = away()
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "GET")
+            refusal = Refusal(405, "This is not served here.", (b"allow", allowed.encode()))
+        case HTTPException() if error.status_code < 500:
+            refusal = Refusal(error.status_code, "This request cannot be understood.")
+        case _:
+            # Not the path: that of a visitor is a secret of theirs.
+            _log.error("request failed", handler=str(request.route_handler), exc_info=error)
+            refusal = Refusal(500, "Something went wrong here, and it is not your doing: try again.")
+    place = place_of(request.scope["path"])
+    body, described = refusal_body(place.kind if place else Kind.PAGE, refusal)
+    headers = {name.decode(): value.decode() for name, value in (*described, *refusal.headers)}
+    return Response(body, status_code=refusal.status, headers=headers, media_type=headers.pop("content-type"))
 
 
 async def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -1,9 +1,14 @@
 """The gate: decides whose host a request is for, and who sends it, before anything else sees it.
 
+    too many at once        429       RFC 6585 section 4: per network, and per server
     two lengths at once     400       RFC 9112 section 6.1: against request smuggling
     unknown host            421       RFC 9110 section 15.5.20
-    foreign Origin          403       MCP transports: against DNS rebinding
     another path            404
+    foreign Origin          403       MCP transports: against DNS rebinding; and no form of another site
+
+What is for a page or for OAuth goes on with a `Visit` (entrypoints/http/site.py), and a call to an MCP endpoint with an
+`Arrival`. For such a call:
+
     a page that asks first  204       the CORS protocol of the Fetch standard; no token, no body
     not POST to /mcp        405       no stream is offered, and there are no sessions to end
     not JSON, or compressed 415       RFC 9110 section 15.5.16
@@ -11,7 +16,9 @@
     body over 1 MiB         413
     body not there in 60 s  408
     token needed, not there 401       RFC 6750 section 3, without an error code
-    token not valid here    401       RFC 6750 section 3.1, error="invalid_token"
+    token not valid here    401       RFC 6750 section 3.1, error="invalid_token"; in the query it is not even read
+    token for less          403       RFC 6750 section 3.1, error="insufficient_scope"
+    unknown visitor         404       410 for one whose progress is in an account by now
     not JSON in UTF-8       400       -32700
     not one JSON-RPC call   400       -32600
     unknown revision        400       -32022, with those that are served
@@ -24,19 +31,21 @@ is refused (`entrypoints/http/message.py`).
 Every answer to a page says whether the page may read it, refusals too: a browser's client has to see the challenge.
 Pages of any origin on the reader's own machine may call, as developers' tools are such pages. No credential comes by
 itself (there are no cookies, and Access-Control-Allow-Credentials is never sent), so that a page can do no more than
-any program with the same token. `X-Forwarded-*` and `Forwarded` are not looked at: a proxy hands on the Host that it
-was sent.
+any program with the same token. The pages of sign-in are no page's but this host's own.
+
+`X-Forwarded-For` and `X-Forwarded-Proto` count where a trusted proxy sends them (entrypoints/http/proxies.py);
+`X-Forwarded-Host` and `Forwarded` never do: a proxy hands on the Host that it was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Set
+from collections.abc import Awaitable, Sequence, Set
 from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeVar, cast
 
-import msgspec
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 from mcp_types import (
     HEADER_MISMATCH,
@@ -47,10 +56,18 @@ from mcp_types import (
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from application.identity import Identity
-from application.ports import ServerDirectory
-from domain.errors import TemporarilyUnavailable
+from application.limits import Limit, network_of
+from application.ports import RateLimiter, ServerDirectory
+from application.visitors import Spent, Visitors
+from domain.errors import TemporarilyUnavailable, TooManyRequests
+from domain.oauth import WALKTHROUGHS, Site
 from domain.tenancy import AuthMode, Caller, Server, UserId
+from entrypoints.http import site as sites
+from entrypoints.http.headers import Headers, allow, to_page
 from entrypoints.http.message import Refusal, Request, message_of, text_of
+from entrypoints.http.places import METHODS, Kind, Place, away, place_of, refusal_body, too_many
+from entrypoints.http.proxies import client_address, forwarded_scheme
+from entrypoints.http.site import Visit
 from entrypoints.mcp.server import ANSWER_SECONDS, MAX_BODY_BYTES, STATE_KEY, Arrival
 from entrypoints.mcp.tools import TOOLS
 
@@ -58,22 +75,11 @@ _T = TypeVar("_T")
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
-# The router overlooks slashes, so `//mcp` is the same place; any other path is refused here, unseen by the router.
-_MCP_PATH = re.compile(r"/*mcp/*")
 # For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
 _LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 # A mebibyte in this time is 17 kB a second, which the slowest line has; longer is no client of ours.
 _BODY_SECONDS = 60.0
-
-_LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
-_PREFLIGHT_SECONDS = 7_200  # browsers keep it no longer
-_PARAMETER_HEADER = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
-_REQUEST_HEADERS = (
-    "authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id, "
-    "traceparent, tracestate, baggage"
-)
-_EXPOSED_HEADERS = b"www-authenticate, retry-after, mcp-session-id, mcp-protocol-version"
 
 
 class Gate:
@@ -84,40 +90,66 @@ class Gate:
         app: ASGIApp,
         servers: ServerDirectory,
         identity: Identity,
+        visitors: Visitors,
+        limits: RateLimiter,
         *,
         base_domain: str,
         default_server: str | None,
         allowed_origins: Set[str] = frozenset(),
+        trusted_proxies: Sequence[IPv4Network | IPv6Network] = (),
     ) -> None:
         self._app = app
         self._servers = servers
         self._identity = identity
+        self._visitors = visitors
+        self._limits = limits
         self._base_domain = base_domain.lower()
         self._default_server = default_server
         self._allowed_origins = allowed_origins
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on with an `Arrival` in its state, or refuses it."""
+        """Passes a request on with an `Arrival` or a `Visit` in its state, or refuses it."""
         if scope["type"] != "http":  # type: ignore[comparison-overlap]  # servers send the plain string
             await self._app(scope, receive, send)
             return
         http = cast(HTTPScope, scope)
-        headers = _Headers(http)
-        is_welcome = self._welcomes(headers)
-        send = _to_page(send, headers.only(b"origin") if is_welcome else None)
+        headers = Headers(http)
+        host = _host(headers)
+        _take_absolute_form(http, host)
+        place = place_of(http["path"])
+        is_welcome = self._welcomes(place, headers)
+        send = to_page(send, headers.only(b"origin") if is_welcome else None)
         request = Request()
         try:
-            server = await self._reach(http, headers, is_welcome=is_welcome)
-            if http["method"] == "OPTIONS" and headers.ask_for_a_page():
-                await _allow(send, headers)
+            site = await self._reach(http, headers, host, place)
+            if place is None:
+                raise Refusal(
+                    404, "There is nothing here: Cairn answers at /mcp, and the page at / says how to connect."
+                )
+            if not is_welcome:
+                raise Refusal(
+                    403, "Pages of this origin may not call this server: ask its operator to allow the origin."
+                )
+            if http["method"] == "OPTIONS" and headers.ask_for_a_page() and place.kind in METHODS:
+                await allow(send, headers, METHODS[place.kind])
                 return
-            arrival, receive = await self._admit(server, http, headers, receive, request)
+            if place.kind is Kind.MCP:
+                arrival, receive = await self._admit(site, place, http, headers, receive, request)
         except Refusal as refusal:
-            await _refuse(receive, send, refusal, request, is_unread=not request.is_read and headers.announce_a_body())
+            is_unread = not request.is_read and headers.announce_a_body()
+            await _refuse(receive, send, place, refusal, request, is_unread=is_unread)
         except _Gone:
             return
         else:
+            if place.kind is not Kind.MCP:
+                assert site is not None  # noqa: S101  # or it would have been refused
+                found: Any = {sites.STATE_KEY: Visit(site, self._address(http, headers))}
+                scope["state"] = {**scope.get("state", {}), **found}
+                await self._app(scope, receive, send)
+                return
             scope["state"] = {**scope.get("state", {}), STATE_KEY: arrival}
+            scope["path"], scope["raw_path"] = "/mcp", b"/mcp"
             # What the client takes and sends has been found out; the SDK spells these two more narrowly than HTTP does.
             scope["headers"] = [
                 *((name, value) for name, value in scope["headers"] if name not in (b"accept", b"content-type")),
@@ -126,50 +158,70 @@ class Gate:
             ]
             await self._app(scope, receive, send)
 
-    async def _reach(self, scope: HTTPScope, headers: _Headers, *, is_welcome: bool) -> Server | None:
-        """The server that a request is for; None when the database cannot be asked."""
+    def _welcomes(self, place: Place | None, headers: Headers) -> bool:
+        if place is None or place.kind is Kind.MCP:
+            return headers.come_from(self._allowed_origins)
+        if place.kind is Kind.PAGE:
+            return headers.come_from_here()
+        # A client in a browser, of whatever site, registers and gets its token as any other program does.
+        return headers.count(b"origin") <= 1
+
+    async def _reach(self, scope: HTTPScope, headers: Headers, host: str | None, place: Place | None) -> Site | None:
+        """The site that a request is for; None when the database cannot be asked, and an MCP tool is to say so."""
+        address = self._address(scope, headers)
+        await self._count(Limit.CALLS_PER_NETWORK, network_of(address))
         if headers.count(b"transfer-encoding") and (headers.count(b"content-length") or scope["http_version"] == "1.0"):
             raise Refusal(
                 400,
                 "A request says its length once: by Content-Length or, in HTTP/1.1, by Transfer-Encoding.",
                 code=INVALID_REQUEST,
             )
-        host = self._host(headers)
-        # A request to a proxy names the host here too, and is to be taken (RFC 9112 section 3.2.2).
-        absolute = re.fullmatch(r"(?i:https?)://([^/]*)(/.*)?", scope["path"])
-        if absolute and absolute[1].lower() == host:
-            scope["path"] = absolute[2] or "/"
-            scope["raw_path"] = scope["path"].encode()
-        server: Server | None = None
-        with suppress(TemporarilyUnavailable):
+        if host is None:
+            raise Refusal(421, "A request names one host, in its Host header.")
+        try:
             server = await self._server_at(host, asyncio.get_running_loop().time() + _LOOKUP_SECONDS)
-            if server is None:
-                raise Refusal(421, "No Cairn server answers at this host name.")
-        if not is_welcome:
-            raise Refusal(403, "Pages of this origin may not call this server: ask its operator to allow the origin.")
-        if not _MCP_PATH.fullmatch(scope["path"]):
-            raise Refusal(404, "Cairn answers at /mcp.")
-        return server
+        except TemporarilyUnavailable as error:
+            if place is None or place.kind is not Kind.MCP:
+                raise away() from error
+            return None
+        if server is None:
+            raise Refusal(421, "No Cairn server answers at this host name.")
+        await self._count(Limit.CALLS_PER_SERVER, server.key.organization_id, server.key.server_id)
+        return Site(server, self._origin(scope, headers, host))
 
-    def _welcomes(self, headers: _Headers) -> bool:
-        """A browser says whose page calls: this host's own, one of the reader's own machine, or an allowed one."""
-        if not headers.count(b"origin"):
-            return True
-        if headers.count(b"origin") > 1:
-            return False
-        origin = (headers.only(b"origin") or "").lower()
-        host = (headers.only(b"host") or "").lower()
-        return (
-            origin in (f"http://{host}", f"https://{host}")
-            or _LOOPBACK_ORIGIN.fullmatch(origin) is not None
-            or not self._allowed_origins.isdisjoint({origin, "*"})
-        )
+    async def _count(self, limit: Limit, *who: str) -> None:
+        try:
+            await self._limits.hit(limit, *who)
+        except TooManyRequests as error:
+            raise too_many(error) from error
+
+    def _address(self, scope: HTTPScope, headers: Headers) -> str:
+        """The network address of whoever sends this."""
+        peer = scope["client"][0] if scope["client"] else ""
+        return client_address(peer, headers.all(b"x-forwarded-for"), self._trusted_proxies)
+
+    def _origin(self, scope: HTTPScope, headers: Headers, host: str) -> str:
+        """Where the browser is. What is not the reader's own machine is reached by https, whoever ends that for us."""
+        match = _HOST.fullmatch(host)
+        assert match is not None  # noqa: S101  # checked as it came in
+        name, port = match[1], match[2] or ""
+        peer = scope["client"][0] if scope["client"] else ""
+        scheme = forwarded_scheme(peer, headers.all(b"x-forwarded-proto"), self._trusted_proxies)
+        if scheme is None:
+            scheme = "http" if name in _LOOPBACK_HOSTS or name.endswith(".localhost") else "https"
+        default = ":443" if scheme == "https" else ":80"
+        return f"{scheme}://{name}{'' if port == default else port}"
 
     async def _admit(
-        self, server: Server | None, scope: HTTPScope, headers: _Headers, receive: Receive, request: Request
+        self,
+        site: Site | None,
+        place: Place,
+        scope: HTTPScope,
+        headers: Headers,
+        receive: Receive,
+        request: Request,
     ) -> tuple[Arrival, Receive]:
         loop = asyncio.get_running_loop()
-        is_away = server is None
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
         _check_forms(headers)
@@ -186,39 +238,60 @@ class Gate:
         except Refusal as refusal:
             flaw = refusal
         caller: Caller | None = None
-        if server is not None:
-            token = headers.bearer_token()
-            user_id: UserId | None = None
-            if token is not None:
-                try:
-                    user_id = await _by(look_up_by, self._identity.user_of(server.key, token))
-                except TemporarilyUnavailable:
-                    is_away = True
+        is_away = site is None
+        if site is not None:
+            try:
+                if place.visitor is None:
+                    caller = await self._caller(site, scope, headers, message, look_up_by)
                 else:
-                    if user_id is None:
-                        raise _unauthorized("This token is not valid on this server: get a new one.", is_invalid=True)
-            elif _needs_token(server, message):
-                raise _unauthorized(
-                    "A token of this server is needed: send it in the header 'Authorization: Bearer …'.",
-                    is_invalid=False,
-                )
-            caller = Caller(server.key, user_id)
+                    caller = await self._visitor(site, place.visitor, headers, look_up_by)
+            except TemporarilyUnavailable:
+                is_away = True
         if message is None:
             assert flaw is not None  # noqa: S101  # there is one or the other
             raise flaw
         _check_revision(headers, message)
-        if is_away:
-            # The assistant can only read results: so a tool call is answered by the tool, anything else by 503.
-            if message["method"] != "tools/call":
-                raise Refusal(503, "The database cannot be reached; try again.", (b"retry-after", b"1"))
-            caller = None
+        # The assistant can only read results: so a tool call is answered by the tool, anything else by 503.
+        if is_away and message["method"] != "tools/call":
+            raise away()
+        server = site.server if site else None
         return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(text.encode(), receive)
 
-    def _host(self, headers: _Headers) -> str:
-        host = headers.only(b"host")
-        if host is None or not _HOST.fullmatch(host.lower()):
-            raise Refusal(421, "A request names one host, in its Host header.")
-        return host.lower()
+    async def _caller(
+        self, site: Site, scope: HTTPScope, headers: Headers, message: dict[str, Any] | None, look_up_by: float
+    ) -> Caller:
+        """Who sends a message to `/mcp`, by their token."""
+        if b"access_token=" in scope["query_string"]:
+            # It would stand in the logs of whatever lies between.
+            raise _unauthorized(site, "A token is sent in the header 'Authorization: Bearer …', and nowhere else.")
+        server = site.server
+        token = _bearer_token(site, headers)
+        if token is None:
+            if _needs_token(server, message):
+                raise _unauthorized(site, None)
+            return Caller(server.key, None)
+        bearer = await _by(look_up_by, self._identity.bearer_of(server.key, token))
+        if bearer is None:
+            raise _unauthorized(site, "This token is not valid on this server: get a new one.")
+        if WALKTHROUGHS not in bearer.scope:
+            raise _insufficient(site)
+        return Caller(server.key, bearer.user_id)
+
+    async def _visitor(self, site: Site, visitor: str, headers: Headers, look_up_by: float) -> Caller:
+        """Who sends a message to a personal address: whoever it was given to."""
+        server = site.server
+        if headers.count(b"authorization"):
+            raise Refusal(400, f"A personal address says who calls: send no token here, or send it to {site.resource}.")
+        found: UserId | Spent | None = None
+        if server.auth_mode is AuthMode.ANONYMOUS:
+            found = await _by(look_up_by, self._visitors.visitor(server.key, visitor))
+        if found is None:
+            raise Refusal(404, f"Nobody has this personal address: connect to {site.resource} and sign in.")
+        if isinstance(found, Spent):
+            raise Refusal(
+                410, f"The progress made here is in an account by now: connect to {site.resource} and sign in."
+            )
+        return Caller(server.key, found)
 
     async def _server_at(self, host: str, look_up_by: float) -> Server | None:
         match = _HOST.fullmatch(host)
@@ -241,49 +314,17 @@ class _Gone(Exception):
     """The client went away before its request was whole: there is nobody to answer."""
 
 
-class _Headers:
-    """The headers of a request, by lower-case name."""
+def _host(headers: Headers) -> str | None:
+    host = headers.only(b"host")
+    return host.lower() if host is not None and _HOST.fullmatch(host.lower()) else None
 
-    def __init__(self, scope: HTTPScope) -> None:
-        self._all = scope["headers"]
 
-    def only(self, name: bytes) -> str | None:
-        """The value of a header that may come once; None when it is missing, or comes twice and says nothing."""
-        values = [value for key, value in self._all if key == name]
-        return values[0].decode("latin-1").strip() if len(values) == 1 else None
-
-    def count(self, name: bytes) -> int:
-        return sum(key == name for key, _ in self._all)
-
-    def ask_for_a_page(self) -> bool:
-        """A browser's question whether a page may send something ("CORS-preflight request")."""
-        return self.count(b"origin") > 0 and self.count(b"access-control-request-method") > 0
-
-    def announce_a_body(self) -> bool:
-        return self.count(b"transfer-encoding") > 0 or self.only(b"content-length") not in (None, "0")
-
-    def listed(self, name: bytes) -> list[str]:
-        """The members of a header that is a list, in lower case; several headers are one (RFC 9110 section 5.3)."""
-        values = ",".join(value.decode("latin-1") for key, value in self._all if key == name)
-        return [member for each in values.lower().split(",") if (member := each.strip())]
-
-    def starting(self, prefix: bytes) -> list[bytes]:
-        return [value for key, value in self._all if key.startswith(prefix)]
-
-    def bearer_token(self) -> str | None:
-        """RFC 6750 section 2.1; None where there is no Bearer credential at all.
-
-        Raises:
-            Refusal: when there are several, or the one is empty.
-        """
-        if self.count(b"authorization") > 1:
-            raise _unauthorized("A request carries one Authorization header.", is_invalid=True)
-        scheme, _, token = (self.only(b"authorization") or "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        if not token.strip():
-            raise _unauthorized("The Authorization header holds no token.", is_invalid=True)
-        return token.strip()
+def _take_absolute_form(scope: HTTPScope, host: str | None) -> None:
+    """A request to a proxy names the host in its first line too, and is to be taken (RFC 9112 section 3.2.2)."""
+    absolute = re.fullmatch(r"(?i:https?)://([^/]*)(/.*)?", scope["path"])
+    if absolute and absolute[1].lower() == host:
+        scope["path"] = absolute[2] or "/"
+        scope["raw_path"] = scope["path"].encode()
 
 
 async def _by(time: float, lookup: Awaitable[_T]) -> _T:
@@ -295,36 +336,7 @@ async def _by(time: float, lookup: Awaitable[_T]) -> _T:
         raise TemporarilyUnavailable from error
 
 
-def _to_page(send: Send, origin: str | None) -> Send:
-    """A `send` whose answers the page of this origin may read; None: no page, or none that may."""
-    fields = [(b"vary", b"Origin")]
-    if origin is not None:
-        fields.append((b"access-control-allow-origin", origin.encode("latin-1")))
-        fields.append((b"access-control-expose-headers", _EXPOSED_HEADERS))
-
-    async def sent(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *fields]}
-        await send(message)
-
-    return sent
-
-
-async def _allow(send: Send, headers: _Headers) -> None:
-    """The answer to a page's browser that asks what the page may send."""
-    asked_for = headers.listed(b"access-control-request-headers")
-    parameters = [name for name in asked_for if _PARAMETER_HEADER.fullmatch(name)]
-    fields = [
-        (b"access-control-allow-methods", b"POST"),
-        (b"access-control-allow-headers", ", ".join([_REQUEST_HEADERS, *parameters]).encode()),
-        (b"access-control-max-age", str(_PREFLIGHT_SECONDS).encode()),
-        (b"vary", b"Access-Control-Request-Headers"),
-    ]
-    await send({"type": "http.response.start", "status": 204, "headers": fields})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _check_forms(headers: _Headers) -> None:
+def _check_forms(headers: Headers) -> None:
     """What is sent is JSON as it is, and JSON is taken for an answer."""
     if headers.listed(b"content-encoding") not in ([], ["identity"]):
         raise Refusal(415, "Send the body as it is, without a Content-Encoding.", (b"accept-encoding", b"identity"))
@@ -341,7 +353,7 @@ def _check_forms(headers: _Headers) -> None:
         raise Refusal(406, "Answers are JSON: send 'Accept: application/json, text/event-stream'.")
 
 
-async def _read(headers: _Headers, receive: Receive) -> bytes:
+async def _read(headers: Headers, receive: Receive) -> bytes:
     """The whole body.
 
     Raises:
@@ -355,7 +367,7 @@ async def _read(headers: _Headers, receive: Receive) -> bytes:
         raise Refusal(408, problem) from error
 
 
-async def _read_to_end(headers: _Headers, receive: Receive) -> bytes:
+async def _read_to_end(headers: Headers, receive: Receive) -> bytes:
     announced = headers.only(b"content-length")
     if announced is not None and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
         raise _too_long()
@@ -382,7 +394,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _check_revision(headers: _Headers, message: dict[str, Any]) -> None:
+def _check_revision(headers: Headers, message: dict[str, Any]) -> None:
     """MCP 2026-07-28, Streamable HTTP, "Protocol Version Header" and "Server Validation".
 
     A header that disagrees with a body of the newest era is the SDK's to refuse. One of the handshake era wins over the
@@ -424,11 +436,45 @@ def _is_open(params: Any) -> bool:
     return isinstance(name, str) and name in TOOLS and TOOLS[name].is_open
 
 
-def _unauthorized(problem: str, *, is_invalid: bool) -> Refusal:
-    challenge = 'Bearer realm="cairn"'
-    if is_invalid:
-        challenge += f', error="invalid_token", error_description="{problem}"'
-    return Refusal(401, problem, (b"www-authenticate", challenge.encode()))
+def _bearer_token(site: Site, headers: Headers) -> str | None:
+    """RFC 6750 section 2.1; None where there is no Bearer credential at all.
+
+    Raises:
+        Refusal: when there are several, or the one is empty.
+    """
+    if headers.count(b"authorization") > 1:
+        raise _unauthorized(site, "A request carries one Authorization header.")
+    scheme, _, token = (headers.only(b"authorization") or "").partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    if not token.strip():
+        raise _unauthorized(site, "The Authorization header holds no token.")
+    return token.strip()
+
+
+def _unauthorized(site: Site, flaw: str | None) -> Refusal:
+    """RFC 6750 section 3 and MCP 2026-07-28, "Authorization": how a client finds out where people sign in.
+
+    `flaw` is what is wrong with the token that was sent, in ASCII; None where none was.
+    """
+    error = "" if flaw is None else f', error="invalid_token", error_description="{_quoted(flaw)}"'
+    problem = flaw or "A token of this server is needed: send it in the header 'Authorization: Bearer …'."
+    return Refusal(401, problem, (b"www-authenticate", (_challenge(site) + error).encode()))
+
+
+def _insufficient(site: Site) -> Refusal:
+    problem = f"This token is not for walkthroughs: get one with the scope {WALKTHROUGHS}."
+    challenge = f'{_challenge(site)}, error="insufficient_scope", error_description="{problem}"'
+    return Refusal(403, problem, (b"www-authenticate", challenge.encode()))
+
+
+def _challenge(site: Site) -> str:
+    return f'Bearer resource_metadata="{site.resource_metadata}", scope="{WALKTHROUGHS}"'
+
+
+def _quoted(text: str) -> str:
+    """As RFC 6750 section 3 lets an error be described: printable ASCII without quotes and backslashes."""
+    return text.replace("…", "...").replace('"', "'")
 
 
 def _too_long() -> Refusal:
@@ -439,13 +485,13 @@ def _unclear(problem: str) -> Refusal:
     return Refusal(400, problem, code=HEADER_MISMATCH)
 
 
-async def _refuse(receive: Receive, send: Send, refusal: Refusal, request: Request, *, is_unread: bool) -> None:
-    error = {"code": refusal.code, "message": refusal.problem, **({"data": refusal.data} if refusal.data else {})}
-    body = msgspec.json.encode({"jsonrpc": "2.0", "id": request.id, "error": error})
+async def _refuse(
+    receive: Receive, send: Send, place: Place | None, refusal: Refusal, request: Request, *, is_unread: bool
+) -> None:
+    body, described = refusal_body(place.kind if place else Kind.MCP, refusal, request.id)
     headers = [
-        (b"content-type", b"application/json"),
+        *described,
         (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
         *refusal.headers,
         *([(b"connection", b"close")] if is_unread else []),
     ]
