@@ -57,7 +57,8 @@ mutations: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-# The official MCP conformance suite and the Node it needs, for tests/conformance.
+# The official MCP conformance suite, an independent OAuth client, and the Node they need: for tests/conformance and
+# tests/sign_in.
 .venv/conformance/installed: requirements-conformance.lock tests/conformance/package-lock.json | .venv/bin/python
 	$(PYTHON) -m venv .venv/conformance
 	.venv/conformance/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \

