@@ -63,7 +63,7 @@ def test_a_database_without_servers_says_how_to_make_one(cairn: Cairn) -> None:
     assert cairn("server", "list").lines == ["There are no servers yet: 'cairn server create'."]
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_an_organisation_is_created_with_and_without_a_name(cairn: Cairn, data_dir: Path) -> None:
     assert cairn("org", "create", "plain").lines == ["Created organisation plain."]
     made = cairn("org", "create", "named", "--name", "Näme & Söhne", "--json").json
@@ -74,7 +74,7 @@ def test_an_organisation_is_created_with_and_without_a_name(cairn: Cairn, data_d
     ]
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_a_server_is_created_in_each_mode_and_with_a_domain_of_its_own(cairn: Cairn, org: str) -> None:
     said = cairn("server", "create", "--org", org, "--slug", f"{org}-a", "--auth-mode", "on_connect").lines
     assert said == [f"Created server {org}-a: it answers at {org}-a.localhost."]
@@ -230,7 +230,7 @@ def test_schema_prints_what_an_editor_can_check_by(cairn: Cairn, subject: str) -
 # ------------------------------------------------------------------------------------------------------- push
 
 
-@pytest.mark.promise("cli.push", "cli.json")
+@pytest.mark.promise("cli.push", "cli.answers")
 def test_push_stores_a_draft_and_publish_makes_it_the_next_version(cairn: Cairn, org: str, folder: Path) -> None:
     push = ("push", str(folder), "--org", org)
     assert cairn(*push).lines == ["Stored tour as a draft of version 1; --publish publishes it."]
@@ -329,7 +329,7 @@ def test_a_token_is_alone_on_the_last_line_and_only_its_hash_is_stored(cairn: Ca
     assert token.encode() not in b"".join(value for value in row.values() if isinstance(value, bytes))
 
 
-@pytest.mark.promise("cli.token", "cli.json")
+@pytest.mark.promise("cli.token", "cli.answers")
 def test_each_token_is_another_one_and_one_alone_can_be_ended(cairn: Cairn, org: str) -> None:
     mail = ("--server", org, "--email", "ada@example.com")
     first, second = (cairn("token", "create", *mail, "--json").json["token"] for _ in range(2))
@@ -363,7 +363,7 @@ def test_a_token_from_a_pipe_may_be_anything_and_is_not_shown(cairn: Cairn, org:
 # --------------------------------------------------------------------------------------------------- migrate
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_migrate_may_be_repeated(cairn: Cairn) -> None:
     revision = cairn("migrate", "--json").json["revision"]
     assert cairn("migrate").lines == [f"The database is at schema {revision}."]
@@ -384,7 +384,7 @@ def test_a_fresh_data_directory_is_told_to_be_migrated_and_then_works(nursery: A
 # ----------------------------------------------------------------------------------------------------- tools
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_the_reference_names_every_tool_with_its_arguments_and_needs_no_database(nursery: Any, tmp_path: Path) -> None:
     away = {"cwd": tmp_path, "CAIRN_DATABASE_URL": "postgresql://127.0.0.1:1/none"}
     tools = nursery.run("tools", "--json", **away).json["tools"]

@@ -70,7 +70,7 @@ def listening() -> Iterator[tuple[int, threading.Event]]:
 # ------------------------------------------------------------------------------------------- what is not there
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -93,7 +93,7 @@ def test_what_is_not_there_is_named_with_the_way_to_it(
     assert re.search(says, cairn(*arguments.format(folder=folder).split()).error)
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["push {folder} --org acme --server {}", "assign tour --org acme --server {}"])
 def test_another_organisations_server_is_refused_in_the_words_for_one_that_is_not_there(
     cairn: Cairn, acme: str, folder: Path, command: str
@@ -104,7 +104,7 @@ def test_another_organisations_server_is_refused_in_the_words_for_one_that_is_no
     assert theirs == missing.replace("nowhere", "other")
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -117,7 +117,7 @@ def test_a_slug_that_is_taken_is_named_with_what_to_do(cairn: Cairn, acme: str, 
     assert re.search(says, cairn(*arguments.split()).error)
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_a_domain_that_is_taken_is_refused(cairn: Cairn, acme: str) -> None:
     create = ("server", "create", "--org", "acme", "--domain", "guides.example.com", "--slug")
     assert cairn(*create, "with-domain").lines
@@ -127,27 +127,27 @@ def test_a_domain_that_is_taken_is_refused(cairn: Cairn, acme: str) -> None:
 # ------------------------------------------------------------------------------------------ values that cannot be
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("slug", ["Acme", "-a", "a-", "a.b", "a b", "ä", "", "a" * 64])
 def test_a_bad_slug_is_refused_with_what_a_slug_is(cairn: Cairn, acme: str, slug: str) -> None:
     for command in (("org", "create", "--", slug), ("server", "create", "--org", "acme", f"--slug={slug}")):
         assert "lower-case letters, digits and hyphens" in cairn(*command).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("email", ["ada", "@example.com", "ada@", "a b@example.com", ""])
 def test_a_bad_e_mail_address_is_refused_with_an_example(cairn: Cairn, acme: str, email: str) -> None:
     assert "such as ada@example.com" in cairn("token", "create", "--server", "acme", "--email", email).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("domain", ["https://example.com", "example", "a_b.example.com", "example.com:80", "", "a..b"])
 def test_a_bad_domain_is_refused_with_an_example(cairn: Cairn, acme: str, domain: str) -> None:
     error = cairn("server", "create", "--org", "acme", "--slug", "bad-domain", "--domain", domain).error
     assert "such as guides.example.com" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("place", ["acme:", "acme:x", "acme:-1", "acme:1.5", "acme:1:2", "acme:9999999", "acme:٣"])
 def test_a_place_that_is_no_number_is_refused_with_an_example(
     cairn: Cairn, acme: str, folder: Path, place: str
@@ -156,13 +156,13 @@ def test_a_place_that_is_no_number_is_refused_with_an_example(
         assert "acme:1" in cairn(*command, "--server", place).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("spec", ["", ":1"])
 def test_a_place_without_a_server_is_refused(cairn: Cairn, acme: str, folder: Path, spec: str) -> None:
     assert cairn("push", str(folder), "--org", "acme", "--server", spec).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -186,7 +186,7 @@ def test_bytes_that_are_no_text_are_refused_in_every_argument(
     assert cairn(*(each.format(folder=folder) for each in arguments)).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_findings_come_each_on_a_line_before_the_error(cairn: Cairn, acme: str, folder: Path) -> None:
     write_walkthrough(folder, "one", type="tutorial")
     (folder / "02-two.md").write_text("")
@@ -234,7 +234,7 @@ def test_a_command_that_is_not_understood_shows_its_usage_and_ends_with_status_2
 # -------------------------------------------------------------------------------------------- data directories
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["migrate", "server list", "dev --port 0", "serve --port 0"])
 @pytest.mark.parametrize("below", ["", "/below"])
 def test_a_file_for_a_data_directory_is_refused(nursery: Nursery, tmp_path: Path, command: str, below: str) -> None:
@@ -245,7 +245,7 @@ def test_a_file_for_a_data_directory_is_refused(nursery: Nursery, tmp_path: Path
     assert (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["migrate", "dev --port 0"])
 def test_an_unwritable_data_directory_is_refused(nursery: Nursery, command: str) -> None:
     with ordinary_folder() as folder:
@@ -255,7 +255,7 @@ def test_an_unwritable_data_directory_is_refused(nursery: Nursery, command: str)
             assert "another data directory" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_a_data_directory_that_does_not_exist_is_not_made_by_a_command_that_only_reads(
     nursery: Nursery, tmp_path: Path
 ) -> None:
@@ -266,7 +266,7 @@ def test_a_data_directory_that_does_not_exist_is_not_made_by_a_command_that_only
         assert not (tmp_path / "tpyo").exists()
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_dev_says_so_when_its_token_cannot_be_kept(nursery: Nursery, tmp_path: Path) -> None:
     (tmp_path / "dev-token").mkdir()
     error = nursery.run("dev", "--port", "0", "--data-dir", str(tmp_path)).error
@@ -274,7 +274,7 @@ def test_dev_says_so_when_its_token_cannot_be_kept(nursery: Nursery, tmp_path: P
     assert "--data-dir" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_dev_keeps_its_hands_off_a_database_that_is_set(nursery: Nursery, tmp_path: Path) -> None:
     url = "postgresql://127.0.0.1:1/production"
     error = nursery.run("dev", "--port", "0", "--data-dir", str(tmp_path), CAIRN_DATABASE_URL=url).error
@@ -285,7 +285,7 @@ def test_dev_keeps_its_hands_off_a_database_that_is_set(nursery: Nursery, tmp_pa
 # --------------------------------------------------------------------------------------------------------- ports
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["serve", "serve --workers 2", "dev"])
 def test_a_port_in_use_is_named_with_the_way_out(
     on_database: Cairn, data_dir: Path, nursery: Nursery, command: str
@@ -297,7 +297,7 @@ def test_a_port_in_use_is_named_with_the_way_out(
     assert "--port" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_a_port_that_only_root_may_have_is_refused(owner_url: str) -> None:
     low = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
     if not low.exists() or int(low.read_text()) <= 80:
@@ -320,7 +320,7 @@ def test_a_port_that_only_root_may_have_is_refused(owner_url: str) -> None:
     assert re.fullmatch(r"error: cannot listen on 127.0.0.1 port 80 \(Permission denied\): choose .*\n", process.stderr)
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.1", "256.0.0.1"])
 def test_an_address_that_is_not_of_this_machine_is_refused(on_database: Cairn, host: str) -> None:
     error = on_database("serve", "--port", "0", "--host", host).error
@@ -331,7 +331,7 @@ def test_an_address_that_is_not_of_this_machine_is_refused(on_database: Cairn, h
 # ----------------------------------------------------------------------------------------------------- databases
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["migrate", "server list", "serve --port 0", "dev --port 0"])
 def test_a_database_that_refuses_connections_is_told_within_5_seconds(
     nursery: Nursery, tmp_path: Path, command: str
@@ -343,7 +343,7 @@ def test_a_database_that_refuses_connections_is_told_within_5_seconds(
     assert "s3cret" not in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["server list", "migrate"])
 def test_a_database_that_never_answers_is_given_up_within_5_seconds(nursery: Nursery, command: str) -> None:
     with listening() as (port, came):
@@ -354,7 +354,7 @@ def test_a_database_that_never_answers_is_given_up_within_5_seconds(nursery: Nur
     assert "CAIRN_DATABASE_URL" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["server list", "serve --port 0", "org create acme"])
 def test_a_database_without_a_schema_says_to_migrate(
     nursery: Nursery, make_database: Callable[..., str], command: str
@@ -362,7 +362,7 @@ def test_a_database_without_a_schema_says_to_migrate(
     assert "'cairn migrate'" in nursery.run(*command.split(), CAIRN_DATABASE_URL=make_database(is_empty=True)).error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["serve --port 0", "migrate", "server list"])
 def test_a_database_of_a_newer_cairn_is_left_alone(
     nursery: Nursery, make_database: Callable[..., str], tmp_path: Path, command: str
@@ -373,7 +373,7 @@ def test_a_database_of_a_newer_cairn_is_left_alone(
     assert re.search("newer Cairn: upgrade", error)
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["server list", "migrate"])
 @pytest.mark.parametrize(
     "url",
@@ -393,7 +393,7 @@ def test_a_url_that_leads_nowhere_is_refused_and_no_secret_is_shown(nursery: Nur
     assert "s3cret" not in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("command", ["server list", "migrate", "serve --port 0"])
 @pytest.mark.parametrize("wrong", ["database", "login", "parameter"])
 def test_a_server_that_turns_us_away_is_told_with_its_reason(
@@ -412,14 +412,14 @@ def test_a_server_that_turns_us_away_is_told_with_its_reason(
     assert "s3cret" not in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_a_service_login_that_does_not_exist_is_named_by_migrate(nursery: Nursery, owner_url: str) -> None:
     nobody = make_url(owner_url).set(username="cairn_nobody").render_as_string(hide_password=False)
     error = nursery.run("migrate", CAIRN_OWNER_DATABASE_URL=owner_url, CAIRN_DATABASE_URL=nobody).error
     assert "cairn_nobody" in error
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_the_owners_url_alone_is_refused(nursery: Nursery, owner_url: str) -> None:
     for command in ("migrate", "server list", "serve"):
         error = nursery.run(*command.split(), CAIRN_OWNER_DATABASE_URL=owner_url).error
@@ -429,7 +429,7 @@ def test_the_owners_url_alone_is_refused(nursery: Nursery, owner_url: str) -> No
 # --------------------------------------------------------------------------------------------------- interruption
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_interrupted_ends_without_a_stack_trace(number: signal.Signals) -> None:
     with listening() as (port, came):

@@ -131,7 +131,7 @@ def test_a_version_a_server_and_a_time_range_choose(on_database: Cairn, on_world
     assert abandoned == 0
 
 
-@pytest.mark.promise("cli.json", "numbers")
+@pytest.mark.promise("cli.answers", "numbers")
 def test_json_has_every_number_and_every_note(on_database: Cairn, on_world: Callable[[Any], str]) -> None:
     slug = on_world(funnel_of_three)
     funnel = on_database("insight", "tour", "--org", slug, "--json").json
@@ -209,7 +209,7 @@ def test_where_there_is_nothing_to_count_it_is_said_in_words(
     assert [row["row"] for row in rows] == ["walkthrough", "step"]
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -235,7 +235,7 @@ def test_what_cannot_be_counted_is_told_in_one_line(
     assert re.search(says.format(org=org), on_database("insight", *arguments.format(org=org).split()).error)
 
 
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_another_organisations_walkthrough_and_server_are_refused_in_the_words_for_what_is_not_there(
     on_database: Cairn, on_world: Callable[[Any], str]
 ) -> None:

@@ -30,17 +30,17 @@ def test_every_setting_is_taken_from_its_variable_and_handed_to_a_worker_as_it_i
         "CAIRN_BASE_DOMAIN": "example.com",
         "CAIRN_DEFAULT_SERVER": "acme",
         "CAIRN_ALLOWED_ORIGINS": "https://app.example.com, vscode-webview://0a1b",
+        "CAIRN_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7",
+        "CAIRN_SMTP_URL": "smtps://cairn:secret@mail.example.com",
+        "CAIRN_MAIL_FROM": "guides@example.com",
+        "CAIRN_RATE_LIMIT_URL": "redis://redis.example.com/0",
+        "CAIRN_LIMITS": "calls_per_user=1000/60 calls_per_network=off",
+        "CAIRN_CLIENT_DOCUMENTS": "off",
     }
     assert sorted(given) == sorted(VARIABLES)
     settings = Settings.from_environment(given)
-    assert settings == Settings(
-        Path("somewhere/else"),
-        given["CAIRN_DATABASE_URL"],
-        given["CAIRN_OWNER_DATABASE_URL"],
-        "example.com",
-        "acme",
-        given["CAIRN_ALLOWED_ORIGINS"],
-    )
+    others = list(given.values())[1:]
+    assert settings == Settings(Path("somewhere/else"), *others)
     assert settings.environment() == given
     assert Settings.from_environment(settings.environment()) == settings
 
@@ -72,13 +72,17 @@ def test_what_the_command_line_says_wins_over_the_variable() -> None:
         ("CAIRN_DEFAULT_SERVER", "Not A Slug"),
         ("CAIRN_BASE_DOMAIN", "https://example.com"),
         ("CAIRN_BASE_DOMAIN", "exa mple"),
+        ("CAIRN_CLIENT_DOCUMENTS", "false"),
+        ("CAIRN_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("CAIRN_RATE_LIMIT_URL", "127.0.0.1:6379"),
+        ("CAIRN_LIMITS", "calls_per_year=1/1"),
         ("CAIRN_ALLOWED_ORIGINS", "app.example.com"),
         ("CAIRN_ALLOWED_ORIGINS", "https://app.example.com/"),
         ("CAIRN_ALLOWED_ORIGINS", "https://*.example.com"),
         ("CAIRN_ALLOWED_ORIGINS", "https://app.example.com null"),
     ],
 )
-@pytest.mark.promise("cli.one-line-errors")
+@pytest.mark.promise("cli.answers")
 def test_a_value_that_cannot_be_is_refused_with_the_name_of_its_variable(
     nursery: Nursery, variable: str, value: str, tmp_path: Path
 ) -> None:
@@ -182,3 +186,15 @@ def test_dev_serves_the_demo_server_at_the_bare_address(tmp_path: Path) -> None:
     settings = {"CAIRN_DATABASE_URL": "", "CAIRN_DATA_DIR": str(tmp_path), "CAIRN_DEFAULT_SERVER": ""}
     with serving("dev", "--port", "0", **settings) as service:
         assert status(service) == status(service, "demo.localhost") == 200
+
+
+@pytest.mark.promise("cli.answers")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_mail_settings_that_cannot_be_are_told_before_anything_is_served(
+    nursery: Nursery, make_database: Callable[..., str], workers: int
+) -> None:
+    url = make_database()
+    for variable, value in (("CAIRN_SMTP_URL", "mail.example.com:25"), ("CAIRN_MAIL_FROM", "nobody at example")):
+        settings = {"CAIRN_DATABASE_URL": url, "CAIRN_SMTP_URL": "smtp://127.0.0.1", variable: value}
+        refused = nursery.run("serve", "--port", "0", "--workers", str(workers), **settings)
+        assert (refused.status, variable in refused.error) == (1, True)

@@ -85,7 +85,7 @@ def versions(on_world: OnWorld) -> str:
 # ------------------------------------------------------------------------------------------------------ pull
 
 
-@pytest.mark.promise("version.commands", "cli.json")
+@pytest.mark.promise("version.commands", "cli.answers")
 def test_pull_writes_a_folder_that_pushes_back_as_unchanged(
     on_database: Cairn, on_world: OnWorld, tmp_path: Path
 ) -> None:
@@ -383,7 +383,7 @@ def test_what_others_wrote_cannot_speak_to_the_terminal(on_database: Cairn, on_w
 # -------------------------------------------------------------------------------------------------- versions
 
 
-@pytest.mark.promise("version.commands", "cli.json")
+@pytest.mark.promise("version.commands", "cli.answers")
 def test_versions_are_listed_with_the_people_on_them_and_everything_that_was_done(
     on_database: Cairn, versions: str
 ) -> None:
@@ -712,7 +712,7 @@ def test_a_walkthroughs_whole_life_at_the_terminal(on_database: Cairn, on_world:
     ]
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_what_was_done_is_told_as_json(on_database: Cairn, on_world: OnWorld, tmp_path: Path) -> None:
     slug = on_world(nothing)
     org = ("--org", slug, "--json")
@@ -921,7 +921,7 @@ def test_another_organisations_walkthrough_is_answered_like_one_that_is_not_ther
 # ---------------------------------------------------------------------------------------------------- servers
 
 
-@pytest.mark.promise("version.commands", "cli.json")
+@pytest.mark.promise("version.commands", "cli.answers")
 def test_a_walkthrough_is_hidden_shown_and_taken_from_servers(on_database: Cairn, versions: str) -> None:
     on = ("--org", versions, "--server", versions)
     for command, first, again in (

@@ -82,7 +82,7 @@ async def _paused(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.promise("unavailable.in-time", "unavailable.recovers")
+@pytest.mark.promise("unavailable")
 async def test_while_the_database_is_stopped_calls_are_answered_and_nothing_is_lost(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:
@@ -111,7 +111,7 @@ async def test_while_the_database_is_stopped_calls_are_answered_and_nothing_is_l
         assert (await me.call("next_walkthrough_step", completed_step=handle))["status"] == "repeated"
 
 
-@pytest.mark.promise("unavailable.in-time")
+@pytest.mark.promise("unavailable")
 async def test_while_the_database_is_frozen_no_call_hangs_and_none_is_done_twice(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:
@@ -154,7 +154,7 @@ async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
         assert (repeated["status"], repeated["step"]["key"]) == ("repeated", "two")
 
 
-@pytest.mark.promise("unavailable.in-time", "unavailable.recovers")
+@pytest.mark.promise("unavailable")
 async def test_prompts_and_resources_that_the_database_holds_up_are_refused_in_time_and_come_back(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:
@@ -193,7 +193,7 @@ async def _killed(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
         assert await asyncio.to_thread(postgres.ensure_running)
 
 
-@pytest.mark.promise("calls.logged", "unavailable.in-time", "unavailable.recovers")
+@pytest.mark.promise("calls.logged", "unavailable")
 @pytest.mark.parametrize("away", [_killed, _paused])
 async def test_what_is_answered_while_the_database_goes_and_comes_back_is_in_the_log_once(
     tenant: Tenant, postgres: EmbeddedPostgres, away: Callable[[EmbeddedPostgres], AbstractAsyncContextManager[None]]

@@ -64,7 +64,7 @@ async def _history_is_true(tenant: Tenant) -> list[EventKind]:
     return [event.kind for event in events]
 
 
-@pytest.mark.promise("race.one-handle")
+@pytest.mark.promise("race.calls")
 async def test_eight_clients_with_one_handle_move_one_step(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str, era: str
 ) -> None:
@@ -81,7 +81,7 @@ async def test_eight_clients_with_one_handle_move_one_step(
     assert await _history_is_true(tenant) == ["started", "advanced"]
 
 
-@pytest.mark.promise("race.one-handle")
+@pytest.mark.promise("race.calls")
 async def test_eight_clients_on_the_last_step_complete_it_once(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -98,7 +98,7 @@ async def test_eight_clients_on_the_last_step_complete_it_once(
     assert await _history_is_true(tenant) == ["started", "advanced"]
 
 
-@pytest.mark.promise("race.start")
+@pytest.mark.promise("race.calls")
 async def test_eight_first_selects_begin_one_progress(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -123,7 +123,7 @@ async def test_eight_first_selects_begin_one_progress(
     assert (await _history_is_true(tenant))[0] == "started"
 
 
-@pytest.mark.promise("race.start")
+@pytest.mark.promise("race.calls")
 async def test_eight_restarts_at_once_are_one_restart(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -141,7 +141,7 @@ async def test_eight_restarts_at_once_are_one_restart(
     assert (await _history_is_true(tenant)).count(EventKind.RESTARTED) == 1
 
 
-@pytest.mark.promise("race.one-handle")
+@pytest.mark.promise("race.calls")
 async def test_the_same_note_from_four_clients_is_recorded_once(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -159,7 +159,7 @@ async def test_the_same_note_from_four_clients_is_recorded_once(
     assert await _history_is_true(tenant) == ["started", "stuck"]
 
 
-@pytest.mark.promise("race.one-handle")
+@pytest.mark.promise("race.calls")
 async def test_selects_that_race_an_advance_lose_nothing(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str
 ) -> None:

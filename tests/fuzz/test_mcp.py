@@ -210,7 +210,9 @@ def _stage(owner_url: str, service: Serving) -> Iterator[Stage]:
 
         async def arrive(at: Server, email: str) -> Caller:
             token = await world.identity.create_token(at.key, email)
-            caller = Caller(at.key, await world.identity.user_of(at.key, token))
+            bearer = await world.identity.bearer_of(at.key, token)
+            assert bearer is not None
+            caller = Caller(at.key, bearer.user_id)
             told["tokens"].append(token)
             if at is server:
                 valid[token] = caller

@@ -74,6 +74,12 @@ class Tenant:
             return await http.post(self.service.url, headers=all_headers, **content)
 
 
+def challenge(tenant: Tenant, *, port: str = "") -> str:
+    """What a client is told that has sent no token: where it finds out how people sign in (RFC 9728 section 5.1)."""
+    metadata = f"http://{tenant.host}{port}/.well-known/oauth-protected-resource/mcp"
+    return f'Bearer resource_metadata="{metadata}", scope="walkthroughs"'
+
+
 def call(tool: str, **arguments: Any) -> dict[str, Any]:
     """The JSON-RPC request of a tool call."""
     return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from tests.serving.conftest import Tenant, call
+from tests.serving.conftest import Tenant, call, challenge
 from tests.serving.raw import META, MODERN, assert_no_tool_was_reached
 
 _DEADLINE_SECONDS = 60
@@ -129,6 +130,7 @@ async def test_a_page_on_the_own_machine_goes_through_the_whole_dance_and_a_fore
     assert initialized[0] == 200
     assert initialized[2]["result"]["serverInfo"]["name"] == tenant.server.slug
     assert notified == (202, None, None)
-    assert challenged[:2] == (401, 'Bearer realm="cairn"')
+    port = f":{urlsplit(url).port}"
+    assert challenged[:2] == (401, challenge(tenant, port=port))
     assert (started[0], started[2]["result"]["structuredContent"]["status"]) == (200, "started")
     assert (resumed[0], resumed[2]["result"]["structuredContent"]["status"]) == (200, "resumed")

@@ -227,7 +227,7 @@ async def test_a_refusal_leaves_the_connection_to_the_next_request(tenant: Tenan
         # Refused by what stands before the body, of which there is none.
         (421, request("host: nobody.localhost", body=b"", close=False)),
         (403, request(*_headers(tenant, token, "origin: null"), body=b"", close=False)),
-        (404, request(*_headers(tenant, token), body=b"", path="/", close=False)),
+        (404, request(*_headers(tenant, token), body=b"", path="/nothing", close=False)),
         (405, request(*_headers(tenant, token), body=b"", method="GET", close=False)),
         (405, request(*_headers(tenant, token), body=b"", method="DELETE", close=False)),
         (415, request(*_headers(tenant, token), body=b"", forms=(), close=False)),
@@ -254,7 +254,7 @@ async def test_a_refusal_of_a_body_nobody_read_arrives_and_ends_the_connection(
     for status, headers, kwargs in (
         (421, ("host: nobody.localhost",), {}),
         (403, _headers(tenant, token, "origin: null"), {}),
-        (404, _headers(tenant, token), {"path": "/"}),
+        (404, _headers(tenant, token), {"path": "/nothing"}),
         (405, _headers(tenant, token), {"method": "PUT"}),
         (413, _headers(tenant, token), {"body": long + b" "}),
         (415, _headers(tenant, token, "content-encoding: gzip"), {}),
@@ -323,7 +323,7 @@ async def test_methods_other_than_post_are_refused_each_in_its_own_way(
 async def test_only_the_path_itself_is_a_target(tenant: Tenant, owner: asyncpg.Connection) -> None:
     token = await tenant.token()
     for path, method in (
-        (f"http://{tenant.host}/", "POST"),
+        (f"http://{tenant.host}/nothing", "POST"),
         ("http://nobody.localhost/mcp", "POST"),  # another host than the Host header's
         (f"http://{tenant.host}@nobody.localhost/mcp", "POST"),
         ("*", "OPTIONS"),

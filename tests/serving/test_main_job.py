@@ -121,7 +121,7 @@ async def test_a_completed_walkthrough_can_be_reviewed_and_only_restart_leaves_i
         assert old.startswith("step_not_current: ")
 
 
-@pytest.mark.promise("version.pinned", "version.offer", "version.carry-over")
+@pytest.mark.promise("version.pinned", "version.policies")
 async def test_a_new_version_moves_nobody_unless_its_publish_says_so(tenant: Tenant, era: str) -> None:
     await tenant.publish("one", "two", "three")
     async with tenant.learner(era=era) as me:
@@ -152,7 +152,7 @@ async def test_a_new_version_moves_nobody_unless_its_publish_says_so(tenant: Ten
         assert last["step"]["key"] == "four"  # one and two were completed on version 1
 
 
-@pytest.mark.promise("version.supersede")
+@pytest.mark.promise("version.policies")
 async def test_a_withdrawn_version_stops_and_select_begins_again_on_the_latest(tenant: Tenant, era: str) -> None:
     await tenant.publish("one", "two")
     async with tenant.learner(era=era) as me:

@@ -138,7 +138,7 @@ async def test_a_browser_that_asks_first_is_told_what_a_page_may_send(
             "vary": "Access-Control-Request-Headers, Origin",
         }
     # Of a host that is nobody's, or another path, there is nothing to tell but that.
-    for status, path, host in ((421, "/mcp", "nobody.localhost"), (404, "/", tenant.host)):
+    for status, path, host in ((421, "/mcp", "nobody.localhost"), (404, "/nothing", tenant.host)):
         asking = (f"host: {host}", f"origin: {_INSPECTOR}", "access-control-request-method: POST")
         reply = await only(tenant.service, request(*asking, body=b"", method="OPTIONS", path=path))
         assert reply.status == status
@@ -161,7 +161,7 @@ async def test_a_page_can_read_why_it_was_refused(tenant: Tenant, closed_tenant:
         (401, request(closed, page, body=PING)),
         (401, request(host, page, "authorization: Bearer cairn_unknown", body=PING)),
         (421, request("host: nobody.localhost", page)),
-        (404, request(host, page, path="/")),
+        (404, request(host, page, path="/nothing")),
         (405, request(host, page, method="GET", body=b"")),  # as a client does that hopes for a stream
         (405, request(host, page, method="DELETE", body=b"")),
         (406, request(host, page, forms=(FORMS[0], "accept: text/html"))),

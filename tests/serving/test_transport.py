@@ -298,7 +298,7 @@ _TOO_DEEP: dict[str, tuple[Callable[[str], bytes], int | None]] = {
 
 
 @_ERAS
-@pytest.mark.promise("tools.nothing-internal", "gate.on-demand")
+@pytest.mark.promise("tools.nothing-internal", "gate.modes")
 async def test_a_body_that_is_not_one_json_text_with_one_meaning_is_refused(
     tenant: Tenant, era: str, owner: asyncpg.Connection
 ) -> None:

@@ -166,7 +166,7 @@ def _inserted(key: str, after: str) -> InsertStep:
     return InsertStep(Step(StepId("-"), StepText(key, f"Step {key}", f"Do {key}.")), after)
 
 
-@pytest.mark.promise("version.pinned", "version.offer", "version.carry-over", "version.supersede", "carry-over")
+@pytest.mark.promise("version.pinned", "version.policies", "carry-over")
 async def test_somebody_mid_way_sees_four_versions_come_out_one_with_each_policy(
     tenant: Tenant, era: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,7 +286,7 @@ def _expected(policy: PublishPolicy) -> dict[tuple[str, str], str]:
     return {(row[0], calls): cell for row in rows for calls, cell in zip(_CALLS, row[1:], strict=True)}
 
 
-@pytest.mark.promise("version.pinned", "version.offer", "version.carry-over", "version.supersede", "next.other-version")
+@pytest.mark.promise("version.pinned", "version.policies", "next.other-version")
 @pytest.mark.parametrize("policy", PublishPolicy)
 async def test_each_policy_does_its_own_wherever_somebody_stands_and_whatever_they_call_first(
     tenant: Tenant, policy: PublishPolicy

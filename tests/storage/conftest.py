@@ -136,6 +136,19 @@ insert into walkthrough_ledger (organization_id, walkthrough_id, number, deed, v
        source_version, acted_by, acted_at)
 values ('$', 'wt_$', 1, 'published', 1, 'hash 1', 'keep', null, null, 1),
        ('$', 'wt_$', 2, 'published', 2, 'hash 2', 'keep', null, 'ada@example.com', 1);
+
+insert into mcp_server_users (organization_id, id, first_seen_at, last_seen_at) values ('$', 'visitor_$', 1, 1);
+insert into mcp_server_user_identities values ('$', 'email', 'ada@example.com', 'usr_$', 1);
+insert into oidc_providers (organization_id, issuer, client_id, client_secret, name, created_at)
+values ('$', 'https://login.example.com', 'cairn', 'secret', 'Example', 1);
+insert into oauth_clients (organization_id, mcp_server_id, client_id, metadata, created_at)
+values ('$', 'srv_$', 'client_$', '{}', 1);
+insert into oauth_authorizations (organization_id, mcp_server_id, id_hash, browser_hash, request, sign_in,
+       created_at, expires_at)
+values ('$', 'srv_$', sha256('id $'), sha256('browser $'), '{}', '{}', 1, 2);
+insert into oauth_grants values ('$', 'grant_$', 'srv_$', 'usr_$', 'client_$', 'Client', 'walkthroughs', 1, null);
+insert into oauth_codes values ('$', sha256('code $'), 'grant_$', 'http://localhost/callback', 'challenge', 2, null);
+insert into oauth_refresh_tokens values ('$', sha256('refresh $'), 'grant_$', 1, 2, null);
 """
 
 

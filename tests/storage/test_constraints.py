@@ -40,6 +40,9 @@ FIRST_ENTRY = "number = 1"
 STARTED = "revision = 1"
 ADVANCED = "revision = 2"
 OLD_CALL = "created_at = 1"
+PERSON = "id = 'usr_a'"
+VISITOR = "id = 'visitor_a'"
+OTHER_HASH = "\\x" + 32 * "00"
 
 # The constraint, and a statement that it alone stands against. Those of `a` that name something of `b` are the
 # references across tenants.
@@ -51,15 +54,42 @@ REFUSALS = [
     ("mcp_servers_custom_domain_key", _copy("mcp_servers", id="srv", slug="c", custom_domain="b.example.com")),
     ("mcp_servers_organization_fkey", _copy("mcp_servers", organization_id="c", slug="c", custom_domain=None)),
     ("mcp_servers_auth_mode_check", _change("mcp_servers", auth_mode="'never'")),
-    ("mcp_server_users_pkey", _copy("mcp_server_users", email="bob@example.com")),
-    ("mcp_server_users_email_key", _copy("mcp_server_users", id="usr")),
-    ("mcp_server_users_organization_fkey", _copy("mcp_server_users", organization_id="c")),
+    ("mcp_server_users_pkey", _copy("mcp_server_users", PERSON, email="bob@example.com")),
+    ("mcp_server_users_email_key", _copy("mcp_server_users", PERSON, id="usr")),
+    ("mcp_server_users_organization_fkey", _copy("mcp_server_users", PERSON, organization_id="c")),
     ("mcp_server_users_email_check", _change("mcp_server_users", email="null")),
     ("mcp_server_users_email_check", _change("mcp_server_users", email_verified_at="null")),
     ("access_tokens_pkey", _copy("access_tokens")),
-    ("access_tokens_server_fkey", _copy("access_tokens", token_hash="\\x" + 32 * "00", mcp_server_id="srv_b")),
-    ("access_tokens_user_fkey", _copy("access_tokens", token_hash="\\x" + 32 * "00", mcp_server_user_id="usr_b")),
+    ("access_tokens_server_fkey", _copy("access_tokens", token_hash=OTHER_HASH, mcp_server_id="srv_b")),
+    ("access_tokens_user_fkey", _copy("access_tokens", token_hash=OTHER_HASH, mcp_server_user_id="usr_b")),
     ("access_tokens_hash_check", _change("access_tokens", token_hash="'token'")),
+    ("access_tokens_grant_fkey", _change("access_tokens", grant_id="'grant_b'")),
+    ("mcp_server_users_merged_into_fkey", _change("mcp_server_users", VISITOR, merged_into="'usr_b'")),
+    ("mcp_server_users_merged_into_check", _change("mcp_server_users", PERSON, merged_into="'visitor_a'")),
+    ("mcp_server_user_identities_pkey", _copy("mcp_server_user_identities", mcp_server_user_id="visitor_a")),
+    (
+        "mcp_server_user_identities_user_fkey",
+        _copy("mcp_server_user_identities", subject="b", mcp_server_user_id="usr_b"),
+    ),
+    ("oidc_providers_pkey", _copy("oidc_providers", issuer="https://other.example.com")),
+    ("oidc_providers_organization_fkey", _copy("oidc_providers", organization_id="c")),
+    ("oauth_clients_pkey", _copy("oauth_clients", created_at=2)),
+    ("oauth_clients_server_fkey", _copy("oauth_clients", mcp_server_id="srv_b")),
+    ("oauth_authorizations_pkey", _copy("oauth_authorizations", expires_at=3)),
+    ("oauth_authorizations_server_fkey", _copy("oauth_authorizations", id_hash=OTHER_HASH, mcp_server_id="srv_b")),
+    (
+        "oauth_authorizations_visitor_fkey",
+        _change("oauth_authorizations", request="null", visitor_id="'visitor_b'"),
+    ),
+    ("oauth_authorizations_purpose_check", _change("oauth_authorizations", request="null")),
+    ("oauth_authorizations_purpose_check", _change("oauth_authorizations", visitor_id="'visitor_a'")),
+    ("oauth_grants_pkey", _copy("oauth_grants", created_at=2)),
+    ("oauth_grants_server_fkey", _copy("oauth_grants", id="grant", mcp_server_id="srv_b")),
+    ("oauth_grants_user_fkey", _copy("oauth_grants", id="grant", mcp_server_user_id="usr_b")),
+    ("oauth_codes_pkey", _copy("oauth_codes", expires_at=3)),
+    ("oauth_codes_grant_fkey", _copy("oauth_codes", code_hash=OTHER_HASH, grant_id="grant_b")),
+    ("oauth_refresh_tokens_pkey", _copy("oauth_refresh_tokens", expires_at=3)),
+    ("oauth_refresh_tokens_grant_fkey", _copy("oauth_refresh_tokens", token_hash=OTHER_HASH, grant_id="grant_b")),
     ("walkthroughs_pkey", _copy("walkthroughs", key="other")),
     ("walkthroughs_key_key", _copy("walkthroughs", id="wt")),
     (
@@ -694,16 +724,22 @@ async def test_a_walkthrough_goes_with_all_of_it_and_leaves_the_calls(tenants: a
     before, others = await _rows(tenants, "a"), await _rows(tenants, "b")
     await tenants.execute("delete from walkthroughs where organization_id = 'a'")
     after = await _rows(tenants, "a")
-    kept = {"organizations", "mcp_servers", "mcp_server_users", "access_tokens", "tool_calls"}
-    assert after == {table: rows if table in kept else 0 for table, rows in before.items()}
+    gone = {table for table in before if table.startswith("walkthrough")} | {"mcp_server_walkthroughs"}
+    assert after == {table: 0 if table in gone else rows for table, rows in before.items()}
     assert await _rows(tenants, "b") == others
+
+
+_GRANTED = {"access_tokens", "oauth_grants", "oauth_codes", "oauth_refresh_tokens"}
 
 
 @pytest.mark.parametrize(
     ("table", "also"),
     [
-        ("mcp_servers", {"access_tokens", "mcp_server_walkthroughs", "tool_calls"}),
-        ("mcp_server_users", {"access_tokens"}),
+        (
+            "mcp_servers",
+            {*_GRANTED, "mcp_server_walkthroughs", "tool_calls", "oauth_clients", "oauth_authorizations"},
+        ),
+        ("mcp_server_users", {*_GRANTED, "mcp_server_user_identities"}),
     ],
 )
 async def test_a_server_or_person_goes_with_the_progress_there(

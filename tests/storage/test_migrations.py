@@ -64,6 +64,9 @@ _CATALOGUE = {
         select c.relname, grantee::regrole::text, privilege_type
           from pg_class c, aclexplode(c.relacl) where c.relnamespace = 'public'::regnamespace
          union all
+        select a.attrelid::regclass || '.' || a.attname, grantee::regrole::text, privilege_type
+          from pg_attribute a, aclexplode(a.attacl)
+         union all
         select 'public', case grantee when 0 then 'public' else grantee::regrole::text end, privilege_type
           from pg_namespace, aclexplode(nspacl) where nspname = 'public'""",
 }

@@ -158,7 +158,7 @@ HOT: dict[str, Callable[[World], Awaitable[object]]] = {
     "the log": lambda world: record(world.calls, _CALL),
     "the server of a slug": lambda world: world.servers.server_at(slug="o3s7", custom_domain=None),
     "the server of a domain": lambda world: world.servers.server_at(slug=None, custom_domain="o3s7.example.com"),
-    "the user of a token": lambda world: world.tokens.user_of(_SERVER, sha256(b"o3u0t0").digest()),
+    "the user of a token": lambda world: world.tokens.bearer_of(_SERVER, sha256(b"o3u0t0").digest(), Millis(0)),
 }
 
 

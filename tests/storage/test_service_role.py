@@ -15,12 +15,13 @@ from domain.progress import Outcome
 from tests.worlds import manuscript, on_postgres
 
 ADDED = {"SELECT", "INSERT"}
+EVERYTHING = ADDED | {"UPDATE", "DELETE"}
 # Everything the role has in the database, and why it is no less.
 MAY = {
     "organizations": ADDED,
-    "mcp_servers": ADDED,
-    "mcp_server_users": ADDED | {"UPDATE"},  # a person who comes again
-    "access_tokens": ADDED | {"DELETE"},  # one that is revoked
+    "mcp_servers": ADDED | {"UPDATE"},  # when people sign in
+    "mcp_server_users": ADDED | {"UPDATE", "DELETE"},  # a person who comes again, and one who is erased
+    "access_tokens": ADDED | {"UPDATE", "DELETE"},  # one that is revoked
     "walkthroughs": ADDED | {"UPDATE"},  # the latest version
     "walkthrough_versions": ADDED | {"UPDATE", "DELETE"},  # a publish, and a draft that is replaced
     "walkthrough_steps": ADDED | {"UPDATE", "DELETE"},  # a draft's; a trigger guards those of published versions
@@ -29,7 +30,14 @@ MAY = {
     "mcp_server_walkthroughs": ADDED | {"UPDATE", "DELETE"},  # the place in the list, and being taken from it
     "walkthrough_progress": ADDED | {"UPDATE"},
     "walkthrough_progress_events": ADDED,  # the record of what happened
-    "tool_calls": ADDED,
+    "tool_calls": ADDED | {"UPDATE"},  # what an erased person's calls say of them; no other column
+    "mcp_server_user_identities": EVERYTHING,
+    "oidc_providers": EVERYTHING,
+    "oauth_clients": EVERYTHING,
+    "oauth_authorizations": EVERYTHING,  # each step of a sign-in changes its row
+    "oauth_grants": EVERYTHING,
+    "oauth_codes": EVERYTHING,
+    "oauth_refresh_tokens": EVERYTHING,
     "alembic_version": {"SELECT"},  # to know whether the schema is its release's
 }
 TIMEOUTS = {"statement_timeout": "3s", "lock_timeout": "2500ms", "idle_in_transaction_session_timeout": "10s"}
@@ -108,6 +116,15 @@ async def test_the_role_has_the_table_privileges_that_are_spelled_out_and_no_oth
     )
 
 
+async def test_of_a_call_only_what_it_says_of_a_person_may_be_changed(owner: asyncpg.Connection) -> None:
+    columns = await owner.fetch(
+        "select attname from pg_attribute where attrelid = 'tool_calls'::regclass and attnum > 0"
+        " and has_column_privilege($1, attrelid, attnum, 'UPDATE')",
+        SERVICE_ROLE,
+    )
+    assert {name for (name,) in columns} == {"mcp_server_user_id", "client_name", "client_version", "input"}
+
+
 async def test_the_role_may_use_the_schema_and_make_nothing_in_it(owner: asyncpg.Connection) -> None:
     schemas = await owner.fetch(
         "select nspname, has_schema_privilege($1, oid, 'CREATE') as may_create from pg_namespace"
@@ -138,7 +155,6 @@ async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection
         "drop table tool_calls",
         "delete from organizations",
         "delete from mcp_servers",
-        "delete from mcp_server_users",
         "delete from walkthroughs",
         "update walkthrough_draft_edits set edited_by = 'eve'",
         "delete from walkthrough_draft_edits",
@@ -161,7 +177,8 @@ async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection
         "delete from tool_calls",
         "delete from tool_calls_default",
         "update walkthrough_progress_events set note = 'rewritten'",
-        "update tool_calls set input = '{}'",
+        "update tool_calls set outcome = 'ok'",
+        "update tool_calls set organization_id = 'b'",
         "update tool_calls_default set input = '{}'",
         "insert into tool_calls_default select * from tool_calls_default",
         "update alembic_version set version_num = '9999'",
