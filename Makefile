@@ -11,9 +11,9 @@ run: install
 # What Cairn needs, and the `cairn` command, in .venv.
 install: .venv/installed
 
-# All tests; ARGS goes to pytest: make test ARGS="tests/domain -x"
+# All tests, JOBS files at a time; ARGS goes to pytest: make test ARGS="tests/domain -x"
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 # Lint, formatting, types, and the contracts between the rooms.
 check: .venv/installed-dev
