@@ -27,7 +27,9 @@ _NO_LIMITS = "calls_per_user=off calls_per_network=off calls_per_server=off"
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without any setting of Cairn's, with `variables`, and with no limit on calls."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
+    # Nor how wide a terminal is: whoever runs tests side by side says so for all of them.
+    left_out = ("CAIRN_", "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return kept | {"PYTHONPATH": str(PROJECT), "CAIRN_LIMITS": _NO_LIMITS} | variables
 
 

@@ -241,3 +241,60 @@ async def test_what_is_answered_while_the_database_goes_and_comes_back_is_in_the
     logged = [number for (number,) in rows]
     assert len(logged) == len(set(logged))
     assert set(answered) <= set(logged)
+
+
+async def _asked(tenant: Tenant, method: str, path: str, **form: str) -> tuple[httpx2.Response, float]:
+    """What a page or an OAuth endpoint answers, and after how many seconds."""
+    began = time.monotonic()
+    async with httpx2.AsyncClient(base_url=tenant.service.url.removesuffix("/mcp"), timeout=30) as http:
+        content = {"json": form} if path == "/register" else {"data": form} if form else {}
+        answer = await http.request(method, path, headers={"host": tenant.host}, **content)  # type: ignore[arg-type]
+    return answer, time.monotonic() - began
+
+
+@pytest.mark.promise("unavailable")
+@pytest.mark.parametrize(
+    "is_known", [True, False], ids=["a host that was asked lately", "a host of which nothing is known"]
+)
+@pytest.mark.parametrize("away", [_killed, _paused])
+async def test_pages_and_oauth_endpoints_say_in_their_own_form_that_the_database_is_away(
+    tenant: Tenant,
+    postgres: EmbeddedPostgres,
+    away: Callable[[EmbeddedPostgres], AbstractAsyncContextManager[None]],
+    is_known: bool,
+) -> None:
+    query = f"client_id=client_x&redirect_uri=http://localhost:1/&code_challenge={'c' * 43}&code_challenge_method=S256"
+    places: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/", {}),
+        ("GET", f"/authorize?response_type=code&{query}", {}),
+        ("GET", f"/sign-in?request={'r' * 43}", {}),
+        ("GET", f"/sign-in/callback?state={'s' * 43}", {}),
+        ("POST", "/sign-in", {"request": "r" * 43, "decision": "approve"}),
+        ("GET", f"/v/{'v' * 22}", {}),
+        ("POST", f"/v/{'v' * 22}/keep", {"x": "1"}),
+        ("POST", "/token", {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "client_x"}),
+        ("POST", "/revoke", {"token": "x", "client_id": "client_x"}),
+        ("POST", "/register", {"redirect_uris": ["http://localhost:1/"]}),  # type: ignore[dict-item]
+    ]
+    if is_known:
+        for method, path, form in places:
+            answer, _ = await _asked(tenant, method, path, **form)
+            assert answer.status_code < 500, (path, answer.text)
+    async with away(postgres):
+        for (method, path, _), (answer, seconds) in zip(
+            places,
+            await asyncio.gather(*(_asked(tenant, method, path, **form) for method, path, form in places)),
+            strict=True,
+        ):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), (method, path, answer.text)
+            assert answer.headers["cache-control"] == "no-store"
+            assert seconds < _PROMISED_SECONDS, (method, path)
+            said = "The service is not available for a moment: try again."
+            if path in ("/token", "/revoke", "/register"):
+                assert answer.json() == {"error": "temporarily_unavailable", "error_description": said}
+            else:
+                assert answer.headers["content-type"] == "text/html; charset=utf-8"
+                assert said in answer.text
+    async with asyncio.timeout(_RECOVERY_SECONDS):
+        while (await _asked(tenant, "GET", "/"))[0].status_code != 200:
+            pass

@@ -506,9 +506,11 @@ def _break_bytes(choose: Choices, body: bytes) -> bytes:
 
 
 _FRAMINGS = ("chunked", "torn chunks", "both lengths", "two lengths", "too short", "too long", "no number", "none")
+OAUTH = ("/.well-known/oauth-protected-resource", "/token", "/register", "/revoke")
+PAGES = ("/", "/sign-in", "/authorize", "/v/" + "x" * 22)
 _TARGETS = (
     "/mcp/", "//mcp", "/mcp?x=1", "/MCP", "/", "/mcp/../mcp", "/mcp%2f", "/%6dcp", "/mcp#x", "*", "http://evil.example/mcp",
-    "/.well-known/oauth-protected-resource", "/mcp;x", "/" + "a" * 3000, "/mcp\x00", "/é", "/v/x/mcp", "mcp",
+    "/mcp;x", "/" + "a" * 3000, "/mcp\x00", "/é", "/v/x/mcp", "mcp", "/v/" + "x" * 22 + "/mcp", *OAUTH, *PAGES,
 )  # fmt: skip
 _METHODS = ("GET", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH", "TRACE", "CONNECT", "post", "PO ST", "", "X" * 300)
 

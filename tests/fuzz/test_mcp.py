@@ -28,7 +28,7 @@ from domain.progress import Outcome, Progress, ProgressEvent, ProgressKey, StepH
 from domain.tenancy import AuthMode, Caller, Server
 from domain.walkthrough import PublishPolicy, VersionKey
 from tests.fakes import CountedIds
-from tests.fuzz.envelopes import HANDSHAKE, MODERN, Facts, Request, requests
+from tests.fuzz.envelopes import HANDSHAKE, MODERN, OAUTH, PAGES, Facts, Request, requests
 from tests.fuzz.running import fuzz
 from tests.processes import Serving
 from tests.worlds import World, on_postgres
@@ -334,9 +334,17 @@ def _judge_answer(request: Request, answer: Answer) -> None:
     if not request.is_http and answer.headers.get("content-type", "").startswith("text/plain"):
         assert (answer.status, answer.body) == (400, b"Invalid HTTP request received.")
         return
+    path = request.target.partition("?")[0]
+    if path in PAGES:
+        assert answer.headers.get("content-type") == "text/html; charset=utf-8"
+        return
     assert answer.headers.get("content-type") == "application/json"
     decoded = answer.decoded
     assert isinstance(decoded, dict)
+    if path in OAUTH:
+        assert "jsonrpc" not in decoded
+        assert answer.status == 200 or ("error" in decoded and "error_description" in decoded)
+        return
     assert decoded["jsonrpc"] == "2.0"
     assert set(decoded) in ({"jsonrpc", "id", "result"}, {"jsonrpc", "id", "error"})
     assert decoded["id"] is None or type(decoded["id"]) in (str, int)

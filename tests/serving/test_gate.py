@@ -358,8 +358,14 @@ async def test_a_client_that_hangs_up_in_mid_body_harms_nobody(tenant: Tenant, o
     assert "Traceback" not in tenant.service.output
 
 
-_POST: Any = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/mcp", "query_string": b""}
-_POST |= {"client": ("127.0.0.1", 1)}
+_POST: Any = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "POST",
+    "path": "/mcp",
+    "query_string": b"",
+    "client": ("127.0.0.1", 1),
+}
 _POSTED = [(b"host", b"guides.localhost"), (b"content-type", b"application/json")]
 
 
@@ -384,7 +390,7 @@ class _Elsewhere:
 
 
 def _gate(app: Any, world: World, identity: Any) -> Gate:
-    limits: Any = MemoryRateLimits({limit: None for limit in Limit})
+    limits: Any = MemoryRateLimits(dict.fromkeys(Limit))
     visitors: Any = None  # nobody comes by a personal address
     return Gate(app, world.servers, identity, visitors, limits, base_domain="localhost", default_server=None)
 

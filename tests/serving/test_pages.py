@@ -201,3 +201,15 @@ async def test_an_answer_to_nobody_s_page_says_that_it_depends_on_one(tenant: Te
     """Or a cache between would give a page what was meant for none."""
     for content in (request(f"host: {tenant.host}"), request(f"host: {tenant.host}", body=_SELECT)):
         _assert_unreadable(await only(tenant.service, content))
+
+
+@pytest.mark.promise("gate.pages", "auth.refused")
+async def test_where_every_page_may_call_none_may_press_the_buttons_of_this_host(
+    tenant: Tenant, wide_open_service: Serving
+) -> None:
+    for method, path in (("GET", "/"), ("POST", "/"), ("POST", "/sign-in")):
+        for origin in ("https://evil.example.com", _INSPECTOR):
+            pressing = request(f"host: {tenant.host}", f"origin: {origin}", method=method, path=path, body=b"")
+            reply = await only(wide_open_service, pressing)
+            assert reply.status == 403, (method, path)
+            _assert_unreadable(reply)

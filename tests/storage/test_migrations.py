@@ -27,7 +27,7 @@ from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from adapters.postgres.schema import check_schema, migrate
 from adapters.postgres.tables import metadata
 from domain.draft import RemoveStep
-from domain.errors import WrongSchema
+from domain.errors import TemporarilyUnavailable, WrongSchema
 from domain.walkthrough import PublishPolicy
 from tests.storage.conftest import FIRST_RELEASE, logged_in, until_waited_for
 from tests.worlds import on_postgres
@@ -213,6 +213,58 @@ async def test_two_databases_of_one_server_migrate_at_once(empty_url: str, fresh
             migration = asyncio.create_task(migrate(empty_url))
             await until_waited_for(neighbour, migration)
         assert await migration == _revisions()[-1]
+
+
+_REFUSES = """
+create function refuse() returns event_trigger language plpgsql as $$ begin
+    if current_query() like '%access_tokens_by_user%' then
+        raise exception 'held by somebody' using errcode = '{code}';
+    end if;
+end $$;
+create event trigger refuses on ddl_command_start when tag in ('CREATE INDEX') execute function refuse();
+"""
+
+
+@pytest.mark.parametrize("code", ["55P03", "42501"], ids=["a table is held", "the owner may not"])
+async def test_a_revision_that_cannot_be_made_leaves_those_before_it_and_says_where_the_database_is(
+    empty_url: str, owner_url: str, code: str
+) -> None:
+    async with _connected(empty_url) as connection:
+        await connection.execute(_REFUSES.replace("{code}", code))
+        with pytest.raises(WrongSchema, match=r"at schema 0005 now: "):
+            await migrate(empty_url)
+        assert await connection.fetchval("select version_num from alembic_version") == "0005"
+        # Nothing of it, not even what went well.
+        unvalidated = "select count(*) from pg_constraint where not convalidated"
+        assert await connection.fetchval(unvalidated) == 6
+        with pytest.raises((WrongSchema, TemporarilyUnavailable)):
+            await migrate(empty_url)
+        await connection.execute("drop event trigger refuses; drop function refuse()")
+        assert await migrate(empty_url) == _revisions()[-1]
+    assert await _catalogue(empty_url) == await _catalogue(owner_url)
+
+
+async def test_signing_in_reads_no_large_table_while_it_holds_it(empty_url: str) -> None:
+    """What a revision holds it holds until its end, so what it reads then keeps everybody waiting."""
+    large = ("access_tokens", "mcp_server_users", "walkthrough_progress", "walkthrough_progress_events", "tool_calls")
+    scanned = f"""
+        select conname from pg_constraint where convalidated and conrelid::regclass::text in {large}
+         union all
+        select indexname from pg_indexes where tablename in {large}"""
+    held = f"""
+        select relation::regclass::text from pg_locks
+         where pid = pg_backend_pid() and mode = 'AccessExclusiveLock' and relation::regclass::text in {large}"""
+    await _up_to(empty_url, "0004")
+    async with _connected(empty_url) as connection:
+        before = {tuple(row) for row in await connection.fetch(scanned)}
+        await _up_to(empty_url, "0005")
+        assert {tuple(row) for row in await connection.fetch(scanned)} <= before
+
+    def last(connection: Connection) -> list[str]:
+        command.upgrade(_config(connection), "0006")
+        return list(connection.exec_driver_sql(held).scalars())
+
+    assert await _on(empty_url, last) == []
 
 
 def test_migrations_import_nothing_of_ours() -> None:

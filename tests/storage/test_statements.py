@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import httpx2
 import pytest
+from litestar.types import ASGIApp
 
 from adapters.postgres.connections import Access, Database
 from domain.progress import Outcome
-from domain.tenancy import Caller
+from domain.tenancy import AuthMode, Caller
+from entrypoints.container import Storage
+from entrypoints.http.app import application
+from entrypoints.settings import Settings
+from tests.serving.conftest import call
 from tests.worlds import World, on_postgres
 
 
 class CountingDatabase(Database):
-    """Counts every statement that is sent on the hot pool."""
+    """Counts every statement that is sent on the hot pool, and takes a transaction for one more."""
 
     statements = 0
 
@@ -33,6 +40,12 @@ class CountingDatabase(Database):
                 yield connection
             finally:
                 connection.remove_query_logger(count)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        self.statements += 1
+        async with super().transaction() as connection:
+            yield connection
 
 
 @pytest.fixture
@@ -109,3 +122,65 @@ async def test_content_that_many_ask_for_at_once_is_loaded_once(counted: Countin
     before = counted.statements
     await asyncio.gather(*(world.learning.select(each, "tour", restart=False, to_latest=False) for each in callers))
     assert counted.statements - before == 5 + 1 + 5
+
+
+# ---------------------------------------------------------------------------------------------- whoever calls
+
+
+@dataclass(frozen=True)
+class Counted(Storage):
+    """The storage of an application whose statements are counted."""
+
+    counting: CountingDatabase
+
+    def database(self) -> Database:
+        return self.counting
+
+
+@pytest.fixture
+async def served(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[tuple[CountingDatabase, ASGIApp]]:
+    """The whole application, in this process."""
+    access = Access(owner_url, assume_role=True)
+    counting = CountingDatabase(access)
+    app = application(Counted(owner_url, access, None, None, counting), Settings(database_url=owner_url))
+    heard, told = asyncio.Queue[Any](), asyncio.Queue[Any]()
+    running = asyncio.create_task(app({"type": "lifespan", "state": {}}, heard.get, told.put))  # type: ignore[arg-type,typeddict-item]
+    await heard.put({"type": "lifespan.startup"})
+    assert (await told.get())["type"] == "lifespan.startup.complete"
+    yield counting, app
+    await heard.put({"type": "lifespan.shutdown"})
+    await running
+
+
+@pytest.mark.promise("statements.constant")
+async def test_a_call_with_a_token_or_of_a_visitor_takes_one_statement_more_than_one_without(
+    served: tuple[CountingDatabase, ASGIApp],
+) -> None:
+    """The token is found with its person, and so is the visitor; who they are costs nothing else."""
+    counting, app = served
+    world = on_postgres(counting)
+    server = await world.server(auth_mode=AuthMode.ANONYMOUS)
+    await world.publish("a", "b")
+    token = await world.identity.create_token(server.key, "ada@example.com")
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://guides.localhost") as http:  # type: ignore[arg-type]
+        visitor = (await http.post("/")).headers["location"].removeprefix("/v/")
+
+        async def cost(tool: str, path: str = "/mcp", **headers: str) -> int:
+            before = counting.statements
+            answer = await http.post(path, json=call(tool, walkthrough="tour"), headers=headers)
+            assert not answer.json()["result"]["isError"], answer.text
+            return counting.statements - before
+
+        bearer = {"authorization": f"Bearer {token}"}
+        costs = {
+            "without": await cost("list_walkthroughs"),
+            "with a token": await cost("list_walkthroughs", **bearer),
+            "a visitor": await cost("list_walkthroughs", f"/v/{visitor}/mcp"),
+        }
+        assert costs == {"without": 2, "with a token": 3, "a visitor": 3}  # the list, and the log
+        begun = [
+            await cost("select_walkthrough", path, **headers)
+            for _ in range(2)
+            for path, headers in (("/mcp", bearer), (f"/v/{visitor}/mcp", {}))
+        ]
+        assert begun[2:] == [4, 4]  # who it is, where they stand, the commit, and the log
