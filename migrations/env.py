@@ -1,6 +1,6 @@
 """How alembic runs: as the schema's owner, on the connection in `config.attributes["connection"]`.
 
-Whoever hands the connection in has begun a transaction and commits it: all revisions or none.
+Whoever hands the connection in has begun a transaction and commits it: all of what is asked for, or nothing.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
+from alembic.script.revision import RevisionError
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -18,7 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, connect, unavailable_when_away
 from adapters.postgres.tables import metadata
-from domain.errors import WrongSchema
+from domain.errors import TemporarilyUnavailable, WrongSchema
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -32,33 +33,44 @@ _MIGRATION_LOCK = 0x43414952
 _LOCKED_OUT = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
-async def migrate(owner_url: str, *, service_login: str | None = None, revision: str = "head") -> str:
-    """Brings the schema up to `revision`, as its owner; safe to repeat and to run twice at once.
+async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
+    """Brings the schema up to this release's, as its owner; safe to repeat and to run twice at once.
 
+    Each revision is made as a whole or not at all; those before one that fails stay, and it goes on from there.
     Makes the next months' partitions too, and lets `service_login`, where given, work as the service role.
     Returns the revision that the database is then at.
 
     Raises:
-        WrongSchema: when a newer release has migrated it, or the owner may not do what is needed.
-        TemporarilyUnavailable: when it cannot be reached.
+        WrongSchema: when a newer release has migrated it, or the owner may not do what is needed, or a revision after
+            the first that was missing cannot be made at present.
+        TemporarilyUnavailable: when it cannot be reached, and nothing was done.
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda **_: connect(dsn=owner_url, server_settings={"application_name": "cairn"}),
         poolclass=NullPool,
+        hide_parameters=True,
     )
+    reached = ""
     try:
-        # One transaction, behind one lock: all of it or nothing, and never two at once on the partitions.
-        async with unavailable_when_away(), engine.begin() as connection:
-            await connection.run_sync(_upgrade, revision)
-            await connection.execute(
-                text("select make_tool_call_partitions(now(), :months)"), {"months": _MONTHS_AHEAD}
-            )
-            if service_login is not None:
-                await _let_in(connection, service_login)
-            return str(await connection.scalar(text("select version_num from alembic_version")))
-    except CommandError as error:
+        async with unavailable_when_away():
+            # A transaction each, so that no table is held while the rows of another are read. Whoever else migrates
+            # takes turns: what is missing is looked up behind the lock.
+            while True:
+                async with engine.begin() as connection:
+                    await connection.run_sync(_take_turn)
+                    if service_login is not None:
+                        await _check_login(connection, service_login)
+                    made = await connection.run_sync(_make_next)
+                    if made is None:
+                        return await _finish(connection, service_login)
+                reached = f"the database is at schema {made} now: "
+    except RevisionError as error:
         raise _newer() from error
+    except TemporarilyUnavailable as error:
+        if not reached:
+            raise
+        raise WrongSchema(f"{reached}what is left could not be done in time; run 'cairn migrate' again") from error
     except (DBAPIError, asyncpg.InsufficientPrivilegeError) as error:
         # A migration speaks to the driver itself, so its errors come as they are.
         cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
@@ -68,12 +80,26 @@ async def migrate(owner_url: str, *, service_login: str | None = None, revision:
             ) from error
         if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise WrongSchema(
-                "the login may not change this database: migrate as its owner, a login that may create roles and "
-                f"grant {SERVICE_ROLE} ({cause.args[0]})"
+                f"{reached}the login may not change this database: migrate as its owner, a login that may create roles "
+                f"and grant {SERVICE_ROLE} ({cause.args[0]})"
             ) from error
         raise
     finally:
         await engine.dispose()
+
+
+async def _finish(connection: AsyncConnection, service_login: str | None) -> str:
+    await connection.execute(text("select make_tool_call_partitions(now(), :months)"), {"months": _MONTHS_AHEAD})
+    if service_login is not None:
+        await _let_in(connection, service_login)
+    return str(await connection.scalar(text("select version_num from alembic_version")))
+
+
+async def _check_login(connection: AsyncConnection, login: str) -> None:
+    """Before anything is made: the schema may itself make the role that the login is."""
+    known = text("select :login = :role or exists (select from pg_roles where rolname = :login)")
+    if not await connection.scalar(known, {"login": login, "role": SERVICE_ROLE}):
+        raise WrongSchema(f"the server has no login {login!r}: create it, then run 'cairn migrate' again")
 
 
 async def _let_in(connection: AsyncConnection, login: str) -> None:
@@ -82,10 +108,6 @@ async def _let_in(connection: AsyncConnection, login: str) -> None:
     if login == SERVICE_ROLE:
         await connection.exec_driver_sql(f"alter role {quoted} login")
         return
-    if not await connection.scalar(
-        text("select exists (select from pg_roles where rolname = :login)"), {"login": login}
-    ):
-        raise WrongSchema(f"the server has no login {login!r}: create it, then run 'cairn migrate' again")
     await connection.exec_driver_sql(f"grant {SERVICE_ROLE} to {quoted}")
     # A role's own settings apply to those who log in as it, not to its members. Whoever may not set them leaves that
     # to an administrator; `check_schema` tells.
@@ -114,7 +136,7 @@ def login_of(url: str) -> str | None:
     return make_url(url).username
 
 
-def _upgrade(connection: Connection, revision: str) -> None:
+def _take_turn(connection: Connection) -> None:
     version = connection.scalar(text("select current_setting('server_version_num')::integer"))
     if version is None or version < _OLDEST_SERVER:
         raise WrongSchema(
@@ -123,10 +145,19 @@ def _upgrade(connection: Connection, revision: str) -> None:
     connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
     # Whoever waits for a table's lock holds up all who come after.
     connection.execute(text("set local lock_timeout = '3s'"))
+
+
+def _make_next(connection: Connection) -> str | None:
+    """Makes the first revision that is missing, and returns it; None where none is."""
     config = _config()
+    present = MigrationContext.configure(connection).get_current_revision()
+    missing = [each.revision for each in ScriptDirectory.from_config(config).iterate_revisions("head", present)]
+    if not missing:
+        return None
     config.attributes["connection"] = connection
     config.attributes["target_metadata"] = metadata
-    command.upgrade(config, revision)
+    command.upgrade(config, missing[-1])
+    return missing[-1]
 
 
 def _config() -> Config:

@@ -101,6 +101,12 @@ mcp_server_users = Table(
         "merged_into",
         postgresql_where=text("merged_into is not null"),
     ),
+    Index(
+        "mcp_server_users_visitors",
+        "organization_id",
+        "id",
+        postgresql_where=text("email is null and merged_into is null"),
+    ),
 )
 
 mcp_server_user_identities = Table(

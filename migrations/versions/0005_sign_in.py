@@ -2,6 +2,9 @@
 
 Safe while the previous release serves: new columns have defaults, and it neither reads nor writes what is new. It does
 not know of a token's end, and takes for good what has expired; it has no part in issuing such tokens.
+
+Nothing here reads the rows of a table that may be large, since those tables are held until it is done: constraints are
+not validated, and what has to read is left to the next revision.
 """
 
 from __future__ import annotations
@@ -20,9 +23,8 @@ alter table mcp_servers
 alter table mcp_server_users
     add column merged_into text,
     add constraint mcp_server_users_merged_into_fkey foreign key (organization_id, merged_into)
-        references mcp_server_users (organization_id, id) on delete cascade,
-    add constraint mcp_server_users_merged_into_check check (merged_into is null or email is null);
-create index mcp_server_users_merged on mcp_server_users (organization_id, merged_into) where merged_into is not null;
+        references mcp_server_users (organization_id, id) on delete cascade not valid,
+    add constraint mcp_server_users_merged_into_check check (merged_into is null or email is null) not valid;
 
 -- How a person is known: by an address ('email'), by an identity provider (its issuer), or as the visitor of a server
 -- ('visitor:' and the server's id; the subject is a hash).
@@ -140,9 +142,7 @@ alter table access_tokens
     add column scope text not null default 'walkthroughs',
     add column expires_at bigint,
     add constraint access_tokens_grant_fkey foreign key (organization_id, grant_id)
-        references oauth_grants (organization_id, id) on delete cascade;
-create index access_tokens_by_grant on access_tokens (organization_id, grant_id) where grant_id is not null;
-create index access_tokens_by_user on access_tokens (organization_id, mcp_server_user_id);
+        references oauth_grants (organization_id, id) on delete cascade not valid;
 """
 
 # A visitor's progress goes to an account with all that happened to it, or ends where the account has its own.
@@ -165,13 +165,6 @@ alter table walkthrough_progress_events
         on update cascade on delete cascade not valid;
 """
 
-# Both read every row, and hold nobody up; the constraints already hold for all that is written meanwhile.
-VALIDATE = """
-alter table walkthrough_progress validate constraint walkthrough_progress_status_check;
-alter table walkthrough_progress_events validate constraint walkthrough_progress_events_kind_check;
-alter table walkthrough_progress_events validate constraint walkthrough_progress_events_progress_fkey;
-"""
-
 GRANTS = """
 grant update on mcp_servers to cairn_service;
 -- A person who is erased goes with everything that is theirs; of their calls only that they were made is left.
@@ -182,17 +175,10 @@ grant select, insert, update, delete on mcp_server_user_identities, oidc_provide
     oauth_authorizations, oauth_grants, oauth_codes, oauth_refresh_tokens to cairn_service;
 """
 
-# Addresses that were verified before are identities from now on.
-PEOPLE = """
-insert into mcp_server_user_identities (organization_id, issuer, subject, mcp_server_user_id, created_at)
-select organization_id, 'email', email, id, email_verified_at from mcp_server_users where email is not null
-"""
-
 DOWN = """
 drop table oauth_refresh_tokens, oauth_codes, oauth_authorizations, oauth_clients, oidc_providers,
     mcp_server_user_identities;
 delete from access_tokens where grant_id is not null;
-drop index access_tokens_by_user;
 alter table access_tokens drop column grant_id, drop column scope, drop column expires_at;
 drop table oauth_grants;
 delete from walkthrough_progress where status = 'merged';
@@ -224,7 +210,7 @@ revoke update (mcp_server_user_id, client_name, client_version, input) on tool_c
 
 def upgrade() -> None:
     op.execute("set local lock_timeout = '3s'")
-    for statements in (TABLES, PROGRESS, VALIDATE, GRANTS, PEOPLE):
+    for statements in (TABLES, PROGRESS, GRANTS):
         _run(statements)
 
 
