@@ -2,6 +2,9 @@
 
 Anybody may name any URL as their client id, and it is asked for from inside the operator's network. So what is asked is
 a public address or nothing, and everything that cannot be had looks the same from outside.
+
+Whoever names hosts that do not answer must not keep others from being heard: a host is looked up by one request at a
+time, and what could not be had is not asked for again for half a minute.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import asyncio
 import re
 import socket
 import ssl
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -21,6 +26,7 @@ import msgspec
 import structlog
 
 from domain.errors import InvalidValue
+from domain.oauth import DocumentAway
 from domain.tenancy import domain_name
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
@@ -35,7 +41,12 @@ _TIMEOUT_SECONDS = 5.0
 _CONNECT_SECONDS = 2.0
 # A name with a hundred addresses is not a list of places to knock at.
 _MAX_ADDRESSES = 3
-_MAX_LOOKUPS = 4
+# Each takes a thread for as long as the name server is silent, 5 to 10 s as resolvers are set up.
+_MAX_LOOKUPS = 16
+# Long enough that one silent host costs next to nothing, and short enough that one that is back is soon heard.
+_AWAY_SECONDS = 30.0
+# Of some 2 kB at most.
+_MAX_REMEMBERED = 1_000
 _JSON = re.compile(r"application/([a-z0-9.-]+\+)?json", re.IGNORECASE)
 
 # RFC 3986 section 3.3, and none of what URL parsers disagree about: userinfo, brackets, backslashes, other alphabets.
@@ -100,6 +111,7 @@ class WebClientDocuments:
         port: int = _HTTPS_PORT,
         tls: ssl.SSLContext | None = None,
         timeout_seconds: float = _TIMEOUT_SECONDS,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """All arguments are for tests, which have no public address to ask."""
         # A thread is stuck for as long as a name server is silent. In threads of their own these lookups hold up
@@ -110,27 +122,55 @@ class WebClientDocuments:
         self._port = port
         self._tls = tls or httpx2.create_ssl_context()
         self._timeout_seconds = timeout_seconds
+        self._seconds = seconds
+        self._resolving: dict[str, asyncio.Future[Sequence[str]]] = {}
+        self._away_until: OrderedDict[str, float] = OrderedDict()
 
     async def fetch(self, client_id: str) -> Mapping[str, Any] | None:
-        """The JSON object at this URL; None for whatever reason it cannot be had. Ends within 5 s."""
+        """What the port says."""
         try:
             host, target = _place(client_id)
         except _NotTaken as reason:
             _log.debug("client document not taken", reason=str(reason))
             return None
+        if self._seconds() < self._away_until.get(client_id, 0.0):
+            raise DocumentAway("it could not be had a moment ago")
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return _decoded(await self._read(await self._vetted(host), host, target))
-        except (_NotTaken, OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            _log.debug("client document not taken", host=host, reason=f"{type(error).__name__}: {error}")
+        except _NotTaken as reason:
+            _log.debug("client document not taken", host=host, reason=str(reason))
             return None
+        except (DocumentAway, OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            _log.debug("client document away", host=host, reason=f"{type(error).__name__}: {error}")
+            self._remember(client_id)
+            raise DocumentAway("it cannot be had at present") from error
+
+    def _remember(self, client_id: str) -> None:
+        self._away_until[client_id] = self._seconds() + _AWAY_SECONDS
+        self._away_until.move_to_end(client_id)
+        if len(self._away_until) > _MAX_REMEMBERED:
+            self._away_until.popitem(last=False)
 
     async def _vetted(self, host: str) -> Sequence[str]:
-        addresses = await self._resolve(host)
+        addresses = await self._looked_up(host)
         # One private address among public ones is an attack or a mistake. Either way the next answer may be that one.
         if not addresses or not all(map(self._is_public, addresses)):
             raise _NotTaken("its address is not public")
         return addresses[:_MAX_ADDRESSES]
+
+    async def _looked_up(self, host: str) -> Sequence[str]:
+        """By the lookup under way, if there is one: it goes on, as its thread does, where nobody waits for it."""
+        lookup = self._resolving.get(host)
+        if lookup is None:
+            lookup = self._resolving[host] = asyncio.ensure_future(self._resolve(host))
+            lookup.add_done_callback(lambda done: self._resolved(host, done))
+        return await asyncio.shield(lookup)
+
+    def _resolved(self, host: str, lookup: asyncio.Future[Sequence[str]]) -> None:
+        del self._resolving[host]
+        if not lookup.cancelled():
+            lookup.exception()  # where nobody waits for it, it is no news either
 
     async def _addresses(self, host: str) -> Sequence[str]:
         # The dot at the end: never `host` in some domain of the operator's, which the resolver would try as well.
@@ -202,6 +242,8 @@ def _place(client_id: str) -> tuple[str, str]:
 
 
 async def _body(response: httpx2.Response) -> bytes:
+    if response.is_server_error or response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
+        raise DocumentAway(f"it is answered with {response.status_code}")
     if response.status_code != httpx2.codes.OK:
         raise _NotTaken(f"it is answered with {response.status_code}")
     if not _JSON.fullmatch(response.headers.get("content-type", "").partition(";")[0].strip()):

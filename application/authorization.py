@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from application.limits import Limit, network_of
@@ -16,7 +17,7 @@ from application.ports import (
     RateLimiter,
     SignInKey,
 )
-from domain.oauth import Site
+from domain.oauth import DocumentAway, Site
 
 
 class Authorization:
@@ -45,14 +46,15 @@ class Authorization:
         """Begins a sign-in by the name of `id`, for this browser only; both are secrets of 256 bits.
 
         None: it is begun, and the person is to be asked. A client that is known by a document of its own is looked up
-        on the web first, unless that was done within the hour; one whose document cannot be had is unknown.
+        on the web first, unless that was done within the hour. One whose document cannot be had at present is taken
+        for what it last said, for a day; one that has none is unknown.
         """
         await self._limits.hit(Limit.SIGN_INS_PER_NETWORK, network_of(address))
         now = self._clock.now()
         client_id = next((value for name, value in parameters if name == "client_id"), "")
         if self._documents is not None and await self._server.wants_document(site, client_id, now):
-            document = await self._documents.fetch(client_id)
-            await self._server.keep_document(site, client_id, document, now)
+            with suppress(DocumentAway):
+                await self._server.keep_document(site, client_id, await self._documents.fetch(client_id), now)
         key = SignInKey(
             site.server.key, hashlib.sha256(id.encode()).digest(), hashlib.sha256(browser.encode()).digest()
         )

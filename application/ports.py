@@ -334,7 +334,7 @@ class AuthorizationServer(Protocol):
         ...
 
     async def register(self, site: Site, metadata: Mapping[str, Any], now: Millis) -> OAuthAnswer:
-        """RFC 7591. Clients that were never used within 30 days of it are forgotten on the way."""
+        """RFC 7591. Clients that were never used within 30 days of it are forgotten on the way, as in `authorize`."""
         ...
 
     async def wants_document(self, site: Site, client_id: str, now: Millis) -> bool:
@@ -342,7 +342,8 @@ class AuthorizationServer(Protocol):
         ...
 
     async def keep_document(self, site: Site, client_id: str, document: Mapping[str, Any] | None, now: Millis) -> None:
-        """Takes what such a client says of itself; None, or what cannot be: it is unknown until it is read again."""
+        """Takes what such a client says of itself; None, or what cannot be: it is unknown until it is read again.
+        Sign-ins that it has begun are not."""
         ...
 
 
@@ -350,8 +351,12 @@ class ClientDocuments(Protocol):
     """Client-id metadata documents on the web (draft-ietf-oauth-client-id-metadata-document)."""
 
     async def fetch(self, client_id: str) -> Mapping[str, Any] | None:
-        """The JSON object at this https URL; None for whatever reason it cannot be had. Never asks a private address,
-        never follows a redirect, ends within 5 s."""
+        """The JSON object at this https URL; None where there is none that can be taken. Never asks a private address,
+        never follows a redirect, ends within 5 s.
+
+        Raises:
+            DocumentAway: when it cannot be had at present, or could not a moment ago.
+        """
         ...
 
 
@@ -497,6 +502,9 @@ class Mailer(Protocol):
 
 # Visitors
 
+UNUSED_VISITOR_LIFETIME = Millis(30 * 86_400_000)
+"""Of a personal address with which nothing was begun: anybody may have as many as they ask for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
@@ -511,7 +519,11 @@ class VisitorStore(Protocol):
     """Visitors of a server, known only by the SHA-256 of the id in their personal address."""
 
     async def add(self, server: ServerKey, visitor_hash: bytes, new_user: UserId, now: Millis) -> None:
-        """Adds a visitor, who is a user without an e-mail address."""
+        """Adds a visitor, who is a user without an e-mail address.
+
+        Others of the organisation, who were added longer than `UNUSED_VISITOR_LIFETIME` ago and have begun nothing, are
+        forgotten on the way: a few, and all in time.
+        """
         ...
 
     async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:

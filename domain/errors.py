@@ -16,6 +16,7 @@
     ├── SignInFailed                 told to the person who signs in, in a sentence that says what to do
     ├── SignInOver                   a sign-in that is over, unknown, or another browser's: HTTP 403
     ├── ClientRefused                an OAuth client that cannot be taken as it is (defined beside its rules, in oauth)
+    ├── DocumentAway                 what an OAuth client says of itself cannot be read at present (there too)
     ├── AuthenticationRequired       a use case was reached without a caller, whom the gate asks for with HTTP 401
     ├── BrokenChain                  links that are no chain
     ├── CorruptHistory               stored events that the rules could not have produced

@@ -45,7 +45,9 @@ RETRY_GRACE = Millis(120_000)
 UNUSED_LIFETIME = Millis(30 * 86_400_000)
 """Of a registration with which nobody has ever signed in."""
 DOCUMENT_LIFETIME = Millis(3_600_000)
-"""How long what a client's document says is taken for true."""
+"""After which a client's document is read again."""
+DOCUMENT_KEPT = Millis(86_400_000)
+"""How long what it said is taken for true while it cannot be read: longer than a host is away for."""
 
 AUTHORIZATION_CODE = "authorization_code"
 REFRESH_TOKEN = "refresh_token"  # noqa: S105  # the name of a grant type
@@ -77,6 +79,8 @@ _REVERSE_DNS = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9-]+)+")
 MAX_REDIRECT_URIS = 20
 # Client ids may be URLs, and are part of a key: an index takes rows of 2,700 bytes.
 _MAX_URI_CHARS = 1_000
+# Anybody may register, and what they say is kept for a month. They are ASCII; all else that is kept is bounded too.
+_MAX_URIS_CHARS = 4_000
 # RFC 3986 without what browsers mend or take for something else: a backslash is a slash to them.
 _URI = re.compile(r"[!$-;=?-\[\]_a-z~%]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
@@ -113,10 +117,17 @@ class Site:
         """
         if resource is None:
             return True
-        parts = _split(resource)
-        if parts is None or parts.query or parts.username is not None or "#" in resource or "?" in resource:
+        parts, ours = _split(resource), _split(self.origin)
+        if (
+            parts is None
+            or ours is None
+            or parts.query
+            or parts.username is not None
+            or "#" in resource
+            or "?" in resource
+        ):
             return False
-        return _origin(parts) == _origin(urlsplit(self.origin)) and parts.path.removesuffix("/") in ("", "/mcp")
+        return _origin(parts) == _origin(ours) and parts.path.removesuffix("/") in ("", "/mcp")
 
 
 # ----------------------------------------------------------------------------------------------- redirects
@@ -172,6 +183,10 @@ class ClientRefused(CairnError):
         self.problem = problem
 
 
+class DocumentAway(CairnError):
+    """A client's document that cannot be had at present: its host does not answer, or says that it cannot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """What is known of a client. What is never used, such as its logo, is not kept."""
@@ -213,6 +228,9 @@ class Client:
         name = metadata.get("client_name") or ""
         if not isinstance(name, str):
             raise ClientRefused("invalid_client_metadata", "client_name is a text.")
+        if sum(map(len, redirect_uris)) > _MAX_URIS_CHARS:
+            problem = f"All redirect_uris together have at most {_MAX_URIS_CHARS:,} characters: register fewer of them."
+            raise ClientRefused("invalid_client_metadata", problem)
         grant_types = tuple(grant_type for grant_type in GRANT_TYPES if grant_type in asked_for)
         return cls(_one_line(name) or "An unnamed client", tuple(redirect_uris), grant_types, auth_method)
 
@@ -258,8 +276,13 @@ def is_document_url(client_id: str) -> bool:
 def is_known(client_id: str, known_at: Millis, last_used_at: Millis | None, now: Millis) -> bool:
     """Whether a client may ask people for anything. `known_at` is when it registered, or when its document was read."""
     if is_document_url(client_id):
-        return now - known_at < DOCUMENT_LIFETIME
+        return now - known_at < DOCUMENT_KEPT
     return last_used_at is not None or now - known_at < UNUSED_LIFETIME
+
+
+def is_to_be_read(read_at: Millis | None, now: Millis) -> bool:
+    """Whether a client's document has to be looked up, which was read at that time, or never."""
+    return read_at is None or now - read_at >= DOCUMENT_LIFETIME
 
 
 def _texts(metadata: Mapping[str, Any], name: str, default: Sequence[str]) -> Sequence[str]:
@@ -285,10 +308,13 @@ def _one_line(name: str) -> str:
 
 
 def granted_scope(asked_for: str | None) -> str | None:
-    """RFC 6749 section 3.3: of what a client asks for, what there is. None: nothing of it."""
+    """RFC 6749 section 3.3: of what a client asks for, what there is. None: nothing of it.
+
+    Names are divided by the space alone: other blanks are no names, and divide none.
+    """
     if asked_for is None:
         return WALKTHROUGHS
-    names = asked_for.split()
+    names = asked_for.split(" ")
     return " ".join(scope for scope in SCOPES if scope in names) or None
 
 

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from application.ports import SignInKey, SignInUnderWay, Visitor
+from application.ports import UNUSED_VISITOR_LIFETIME, SignInKey, SignInUnderWay, Visitor
 from domain.errors import NotFound
+from domain.oauth import DocumentAway
 from domain.progress import Merge
 from domain.sign_in import SIGN_IN_LIFETIME, IdentityKey, SignInState
 from domain.tenancy import Millis, OrganizationId, ServerKey, UserId
@@ -67,8 +68,15 @@ class MemoryVisitorStore:
         self._memory = memory
 
     async def add(self, server: ServerKey, visitor_hash: bytes, new_user: UserId, now: Millis) -> None:
-        self._memory.visitors[server, visitor_hash] = new_user
-        see(self._memory, server.organization_id, new_user, now)
+        memory, organization_id = self._memory, server.organization_id
+        begun = {key.user_id for key in memory.progress if key.organization_id == organization_id}
+        for place, user_id in list(memory.visitors.items()):
+            who = place[0].organization_id, user_id
+            is_idle = who[0] == organization_id and user_id not in begun and who not in memory.merged_into
+            if is_idle and memory.seen[who][0] < now - UNUSED_VISITOR_LIFETIME:
+                del memory.visitors[place], memory.seen[who]
+        memory.visitors[server, visitor_hash] = new_user
+        see(memory, organization_id, new_user, now)
 
     async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
         user_id = self._memory.visitors.get((server, visitor_hash))
@@ -111,14 +119,18 @@ class MemoryVisitorStore:
 
 @dataclass
 class MemoryClientDocuments:
-    """What stands on the web, and which of it was asked for. Whatever `meanwhile` does is done while it is fetched."""
+    """What stands on the web, and which of it was asked for. Whatever `meanwhile` does is done while it is fetched.
+    While the web is away, nothing can be had."""
 
     documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     asked_for: list[str] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[None]] | None = None
+    is_away: bool = False
 
     async def fetch(self, client_id: str) -> Mapping[str, Any] | None:
         self.asked_for.append(client_id)
         if self.meanwhile is not None:
             await self.meanwhile()
+        if self.is_away:
+            raise DocumentAway(client_id)
         return self.documents.get(client_id)

@@ -4,6 +4,8 @@ Authlib is synchronous; its statements run in SQLAlchemy's `run_sync`, one trans
 anything in a family holds the row of its grant meanwhile, and takes it before any other row of the family: so a code
 that is redeemed eight times at once is good once, and nothing is issued past a revocation. A refusal commits too.
 
+Rows are held in one order everywhere, here and where people are erased: grant, person, sign-in, and then the rest.
+
 Authlib knows no families, no RFC 8707 and no RFC 9207, allows requests without PKCE or with `plain`, and fails where an
 error description repeats what was sent, unless that is plain ASCII. So what was sent is looked at beforehand.
 """
@@ -27,6 +29,7 @@ from authlib.oauth2.rfc6749.errors import (
     InvalidClientError,
     InvalidGrantError,
     InvalidRequestError,
+    InvalidScopeError,
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc7009 import RevocationEndpoint
@@ -50,6 +53,7 @@ from domain.oauth import (
     ACCESS_LIFETIME,
     AUTH_METHODS,
     CODE_LIFETIME,
+    DOCUMENT_KEPT,
     GRANT_TYPES,
     REFRESH_LIFETIME,
     UNUSED_LIFETIME,
@@ -61,6 +65,7 @@ from domain.oauth import (
     is_challenge,
     is_document_url,
     is_known,
+    is_to_be_read,
     may_redirect,
     proves,
     redirect,
@@ -123,7 +128,9 @@ class PostgresAuthorizationServer:
             begun = await self._served(connection, site, now, begin)
             if isinstance(begun, OAuthAnswer):
                 return begun
+            # Both are what anybody may leave behind.
             await sweep(connection, key, now)
+            await _forget_unused_clients(connection, key.server, now)
             await connection.execute(
                 insert(oauth_authorizations).values(
                     organization_id=key.server.organization_id,
@@ -140,6 +147,8 @@ class PostgresAuthorizationServer:
 
     async def finish(self, site: Site, key: SignInKey, user: UserId | None, now: Millis) -> OAuthAnswer:
         async with self._database.transaction() as connection:
+            # The person first: whoever erases them holds them, and then wants their sign-ins.
+            is_there = user is None or await _is_there(connection, key.server, user)
             # Whoever deletes it finishes it; a second one waits, and finds it gone.
             ended = (
                 await connection.execute(
@@ -154,7 +163,7 @@ class PostgresAuthorizationServer:
                     .returning(_PENDING.request, _PENDING.created_at)
                 )
             ).one_or_none()
-            if ended is None or (user is not None and not await _is_there(connection, key.server, user)):
+            if ended is None or not is_there:
                 return _refused("This sign-in is over: start again from your MCP client.")
             request = _Request("GET", list(ended.request.items()))
             # The client is judged as of the beginning: its time may have run out since.
@@ -211,7 +220,7 @@ class PostgresAuthorizationServer:
             return False
         async with self._database.transaction() as connection:
             read_at = await connection.scalar(select(_CLIENT.created_at).where(_client(site.server.key, client_id)))
-        return read_at is None or not is_known(client_id, read_at, None, now)
+        return is_to_be_read(read_at, now)
 
     async def keep_document(self, site: Site, client_id: str, document: Mapping[str, Any] | None, now: Millis) -> None:
         server = site.server.key
@@ -221,8 +230,11 @@ class PostgresAuthorizationServer:
                 client = Client.documented(client_id, document)
         async with self._database.transaction() as connection:
             if client is None:
-                # Those who have signed in with it stay signed in.
-                await connection.execute(update(oauth_clients).where(_client(server, client_id)).values(created_at=0))
+                # Unknown from now on. Those who have signed in with it stay signed in, and those who are about to may.
+                forgotten = func.least(_CLIENT.created_at, now - DOCUMENT_KEPT)
+                await connection.execute(
+                    update(oauth_clients).where(_client(server, client_id)).values(created_at=forgotten)
+                )
                 return
             read = {"metadata": client.metadata(), "created_at": now}
             statement = insert(oauth_clients).values(
@@ -400,6 +412,9 @@ class _RefreshGrant(grants.RefreshTokenGrant):
 
     def validate_token_request(self) -> None:
         super().validate_token_request()
+        scope = self.request.payload.scope
+        if scope is not None and granted_scope(scope) is None:
+            raise InvalidScopeError
         self.server.check_resource(self.request)
 
     def authenticate_refresh_token(self, refresh_token: str) -> _Issued | None:

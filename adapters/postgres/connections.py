@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import msgspec
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from domain.errors import OperatorError, TemporarilyUnavailable
@@ -24,7 +25,8 @@ from domain.errors import OperatorError, TemporarilyUnavailable
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
-_ENGINE_POOL_SIZE = 2
+# Every page of a sign-in and every token goes by these, each for some milliseconds.
+_ENGINE_POOL_SIZE = 4
 
 SERVICE_ROLE = "cairn_service"
 # As the migrations set them on the role. Statements are bounded on the server too: a client that is gone cancels none.
@@ -37,7 +39,8 @@ SERVICE_TIMEOUTS = {
 # Signs that the database cannot be had at present; and what the driver counts among them, but is a mistake of ours.
 _AWAY = (
     OSError,  # refused, reset, no such socket
-    TimeoutError,  # no connection free, or no answer, in time
+    TimeoutError,  # no connection of asyncpg's free, or no answer, in time
+    NoConnectionFree,  # none of SQLAlchemy's
     asyncpg.PostgresConnectionError,  # class 08
     asyncpg.InterfaceError,  # the connection was closed under us
     asyncpg.InternalClientError,  # asyncpg says so when a connection dies in mid-protocol
@@ -134,6 +137,7 @@ class Database:
             max_overflow=0,
             pool_timeout=_ACQUIRE_TIMEOUT_SECONDS,
             pool_pre_ping=True,
+            hide_parameters=True,  # what is stored is nobody's business in a log
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,
         )
@@ -171,7 +175,10 @@ class Database:
             TemporarilyUnavailable: as `hot`.
         """
         assert self._engine is not None, "the database has not been opened"  # noqa: S101
-        async with unavailable_when_away(), self._engine.begin() as connection:
+        # To find a connection dead, and that no other can be had, would take a statement's time and a connect's.
+        too_long = asyncio.timeout(_ACQUIRE_TIMEOUT_SECONDS)
+        async with unavailable_when_away(), too_long, self._engine.begin() as connection:
+            too_long.reschedule(None)
             yield connection
 
 

@@ -1,4 +1,7 @@
-"""What is stored about people: listed, read as a whole, and erased."""
+"""What is stored about people: listed, read as a whole, and erased.
+
+Rows are held in one order everywhere, here and where tokens are issued: grant, person, sign-in, and then the rest.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,6 @@ class PostgresPersonalDataStore:
         self, organization_id: OrganizationId, users: Collection[UserId], calls_since: Millis
     ) -> int | None:
         async with self._database.transaction() as connection:
-            # Whoever issues a token holds its grant before the person, so that is the order here too.
             grants = select(oauth_grants.c.id).where(
                 oauth_grants.c.organization_id == organization_id, oauth_grants.c.mcp_server_user_id.in_(users)
             )
@@ -161,7 +163,7 @@ class PostgresPersonalDataStore:
             held = select(_USER.id).where(
                 _USER.organization_id == organization_id, or_(_USER.id.in_(users), _USER.merged_into.in_(users))
             )
-            if set((await connection.scalars(held.with_for_update())).all()) != set(users):
+            if set((await connection.scalars(held.order_by(_USER.id).with_for_update())).all()) != set(users):
                 return None
             await _end_sign_ins(connection, organization_id, users)
             # One by one: what goes with a person is looked for without an index, and a statement has three seconds.

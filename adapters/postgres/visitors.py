@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import asyncpg
-from sqlalchemy import bindparam, exists, or_, select, update
+from sqlalchemy import bindparam, exists, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,7 +18,7 @@ from adapters.postgres.tables import (
     walkthrough_progress,
     walkthrough_progress_events,
 )
-from application.ports import Visitor
+from application.ports import UNUSED_VISITOR_LIFETIME, Visitor
 from domain.errors import NotFound
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
 from domain.tenancy import Millis, ServerKey, UserId
@@ -30,6 +30,30 @@ select u.id, u.merged_into
   join mcp_server_users u on u.organization_id = i.organization_id and u.id = i.mcp_server_user_id
  where i.organization_id = $1 and i.issuer = $2 and i.subject = $3
 """
+
+# Those that a new visitor finds to be forgotten, in two steps: progress that is begun while they are locked is seen by
+# the second. Ids are random, so that a hundred others are looked at each time, and nobody is passed over for ever. Only
+# some go at once, since what goes with a user is looked for without an index; one comes, so those to go stay few.
+_UNUSED = """
+with seen as (
+    select id from mcp_server_users
+     where organization_id = :organization and id < :new_user and email is null and merged_into is null
+     order by id desc limit 100
+)
+select id from mcp_server_users as visitor
+ where organization_id = :organization and id in (select id from seen) and first_seen_at < :until and not {has_begun}
+ limit 10 for update skip locked
+"""
+_FORGET = """
+delete from mcp_server_users as visitor
+ where organization_id = :organization and id = any(cast(:unused as text[])) and not {has_begun}
+"""
+# By server, as the key of progress begins with it.
+_HAS_BEGUN = """exists (
+    select from mcp_servers s
+      join walkthrough_progress p on p.organization_id = s.organization_id and p.mcp_server_id = s.id
+       and p.mcp_server_user_id = visitor.id
+     where s.organization_id = :organization)"""
 
 _PROGRESS, _EVENTS = walkthrough_progress.c, walkthrough_progress_events.c
 _KEY = ("organization_id", "mcp_server_id", "mcp_server_user_id", "walkthrough_id")
@@ -67,6 +91,7 @@ class PostgresVisitorStore:
         async with self._database.transaction() as connection:
             await connection.execute(user)
             await connection.execute(identity)
+            await _forget_unused(connection, server, new_user, now)
 
     async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
         async with self._database.hot() as connection:
@@ -101,6 +126,15 @@ class PostgresVisitorStore:
 
 def _issuer(server: ServerKey) -> str:
     return f"visitor:{server.server_id}"
+
+
+async def _forget_unused(connection: AsyncConnection, server: ServerKey, new_user: UserId, now: Millis) -> None:
+    organization = {"organization": server.organization_id}
+    found = text(_UNUSED.format(has_begun=_HAS_BEGUN))
+    given = {"new_user": new_user, "until": now - UNUSED_VISITOR_LIFETIME}
+    unused = (await connection.scalars(found, organization | given)).all()
+    if unused:
+        await connection.execute(text(_FORGET.format(has_begun=_HAS_BEGUN)), organization | {"unused": unused})
 
 
 async def _hold(connection: AsyncConnection, server: ServerKey, visitor: UserId, account: UserId) -> UserId | None:

@@ -14,18 +14,22 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from adapters.postgres.authorization import PostgresAuthorizationServer
 from adapters.postgres.connections import Access, Database
+from adapters.postgres.people import PostgresPersonalDataStore
 from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds
 from application.authorization import Authorization
 from application.limits import rates
 from application.ports import OAuthAnswer, SignInKey
-from domain.errors import TooManyRequests
+from domain.errors import TemporarilyUnavailable, TooManyRequests
 from domain.oauth import (
     ACCESS_LIFETIME,
     CODE_LIFETIME,
+    DOCUMENT_KEPT,
     DOCUMENT_LIFETIME,
     REFRESH_LIFETIME,
     RETRY_GRACE,
@@ -152,7 +156,7 @@ async def host(database: Database) -> Host:
 
 @pytest.fixture
 async def processes(owner_url: str, host: Host) -> AsyncIterator[Sequence[PostgresAuthorizationServer]]:
-    """Four more processes, with two connections each."""
+    """Four more processes, with four connections each."""
     async with AsyncExitStack() as stack:
         yield [
             PostgresAuthorizationServer(
@@ -165,6 +169,7 @@ async def processes(owner_url: str, host: Host) -> AsyncIterator[Sequence[Postgr
 # ------------------------------------------------------------------------------------------------- families
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_code_is_good_for_an_access_token_of_an_hour_and_a_refresh_token(host: Host) -> None:
     tokens = await host.sign_in()
     assert {name: value for name, value in tokens.items() if not name.endswith("_token")} == {
@@ -187,6 +192,7 @@ async def test_a_code_is_good_for_a_minute(host: Host) -> None:
     assert error_of(await host.redeem(codes[1])) == (400, "invalid_grant")
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_that_comes_again_ends_all_that_came_of_it(host: Host) -> None:
     other = await host.sign_in()
     code = await host.code()
@@ -198,6 +204,7 @@ async def test_a_code_that_comes_again_ends_all_that_came_of_it(host: Host) -> N
     assert (await host.refresh(other["refresh_token"])).status == 200
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
@@ -225,6 +232,7 @@ async def test_what_does_not_fit_gets_nothing_and_uses_nothing_up(
     assert (await host.redeem(code)).status == 200
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_or_refresh_token_of_another_client_is_good_for_nothing(host: Host) -> None:
     stranger = (await host.register())["client_id"]
     code = await host.code()
@@ -236,6 +244,7 @@ async def test_a_code_or_refresh_token_of_another_client_is_good_for_nothing(hos
     assert await host.is_good(tokens["access_token"])
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("organization", ["acme", "globex"])
 async def test_nothing_of_one_server_is_good_at_another(host: Host, database: Database, organization: str) -> None:
     other = await make_host(database, "other", organization)
@@ -254,6 +263,7 @@ async def test_nothing_of_one_server_is_good_at_another(host: Host, database: Da
     assert (await host.refresh(tokens["refresh_token"])).status == 200
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_refresh_token_is_good_for_thirty_days_and_each_refresh_begins_them_anew(host: Host) -> None:
     token = (await host.sign_in())["refresh_token"]
     for _ in range(3):
@@ -265,6 +275,7 @@ async def test_a_refresh_token_is_good_for_thirty_days_and_each_refresh_begins_t
     assert error_of(await host.refresh(token)) == (400, "invalid_grant")
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_refresh_that_is_repeated_within_two_minutes_gives_a_pair_beside_the_first(host: Host) -> None:
     token = (await host.sign_in())["refresh_token"]
     first = (await host.refresh(token)).body
@@ -274,6 +285,7 @@ async def test_a_refresh_that_is_repeated_within_two_minutes_gives_a_pair_beside
     assert [(await host.refresh(each["refresh_token"])).status for each in (first, second)] == [200, 200]
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_refresh_token_that_comes_again_later_ends_the_family(host: Host) -> None:
     token = (await host.sign_in())["refresh_token"]
     current = (await host.refresh(token)).body
@@ -310,6 +322,18 @@ async def test_a_refresh_may_ask_for_less_but_not_for_more(host: Host) -> None:
         400,
         "invalid_scope",
     )
+    for nothing in (
+        " ",
+        "  ",
+        "\t",
+        "\N{NO-BREAK SPACE}",
+        "\u3000",
+        "\u2028",
+        "\u0085",
+        "walkthroughs\N{NO-BREAK SPACE}",
+    ):
+        assert error_of(await host.refresh(narrow["refresh_token"], scope=nothing)) == (400, "invalid_scope")
+    assert (await host.refresh(narrow["refresh_token"], scope="")).body["scope"] == "walkthroughs"
     wide = await host.sign_in(scope="offline_access walkthroughs openid")
     assert wide["scope"] == "walkthroughs offline_access"
     less = await host.refresh(wide["refresh_token"], scope="walkthroughs")
@@ -323,6 +347,7 @@ async def test_a_client_without_that_grant_type_gets_no_refresh_token(host: Host
     assert sorted(await host.sign_in()) == ["access_token", "expires_in", "scope", "token_type"]
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_revoked_refresh_token_ends_its_family_and_a_revoked_access_token_itself(host: Host) -> None:
     one, two = await host.sign_in(), await host.sign_in()
     assert (await host.revoke(one["access_token"], token_type_hint="refresh_token")).status == 200
@@ -343,6 +368,7 @@ async def test_a_token_that_an_operator_gave_out_cannot_be_ended_by_a_client(hos
     assert await host.is_good(token)
 
 
+@pytest.mark.promise("auth.refused")
 async def test_only_hashes_are_stored(host: Host, owner: asyncpg.Connection) -> None:
     secret = (await host.register(token_endpoint_auth_method="client_secret_basic"))["client_secret"]
     code = await host.code()
@@ -382,6 +408,7 @@ async def test_what_was_revoked_lately_or_is_in_use_is_not_swept(host: Host, own
 # --------------------------------------------------------------------------------------------------- meetings
 
 
+@pytest.mark.promise("auth.refused")
 async def test_of_eight_who_redeem_a_code_at_once_one_is_answered_and_then_the_family_ends(
     host: Host, processes: Sequence[PostgresAuthorizationServer], owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -406,6 +433,7 @@ async def test_of_eight_who_redeem_a_code_at_once_one_is_answered_and_then_the_f
     assert error_of(await host.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_of_eight_who_refresh_at_once_all_are_answered(
     host: Host, processes: Sequence[PostgresAuthorizationServer], owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -418,6 +446,7 @@ async def test_of_eight_who_refresh_at_once_all_are_answered(
     assert len({answer.body["refresh_token"] for answer in answers}) == 8
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("first", ["refresh", "revoke"])
 async def test_nothing_is_issued_past_a_revocation(
     host: Host,
@@ -462,6 +491,50 @@ async def test_of_two_who_finish_a_sign_in_at_once_one_does(
     assert sorted(answer.location is None for answer in answers) == [False, True]
 
 
+@pytest.mark.parametrize("first", ["finish", "erase"])
+async def test_whoever_is_erased_while_they_finish_is_given_nothing_and_nobody_waits_in_a_circle(
+    host: Host, database: Database, owner: asyncpg.Connection, owner_url: str, first: str
+) -> None:
+    key, organization_id = host.key(), host.server.key.organization_id
+    assert await host.ask(key) is None
+    # As it stands once they have proven their address.
+    await owner.execute('update oauth_authorizations set sign_in = sign_in || \'{"email": "ada@example.com"}\'')
+    people = PostgresPersonalDataStore(database)
+    begin = {
+        "finish": lambda: asyncio.create_task(host.authorization.finish(host.site, key, host.user, NOW)),
+        "erase": lambda: asyncio.create_task(people.erase(organization_id, [host.user], Millis(0))),
+    }
+    (second,) = begin.keys() - {first}
+    # They queue up in this order.
+    async with held_back(owner_url, owner, "select 1 from oauth_authorizations for update", 2):
+        tasks: dict[str, asyncio.Task[Any]] = {first: begin[first]()}
+        async with asyncio.timeout(2):
+            while not await owner.fetchval(WAITING):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
+                await asyncio.sleep(0)
+        tasks[second] = begin[second]()
+    finished, erased = await tasks["finish"], await tasks["erase"]
+    assert (finished.location is not None) is (first == "finish")
+    assert erased == 0
+    for table in ("mcp_server_users", "oauth_authorizations", "oauth_grants", "oauth_codes"):
+        assert await owner.fetchval(f"select count(*) from {table}") == 0
+
+
+async def test_whoever_finds_no_connection_free_is_told_to_come_again(host: Host, database: Database) -> None:
+    async with AsyncExitStack() as held:
+        for _ in range(4):
+            await (await held.enter_async_context(database.transaction())).execute(text("select 1"))
+        with pytest.raises(TemporarilyUnavailable):
+            await host.refresh("token")
+    assert error_of(await host.refresh("token")) == (400, "invalid_grant")
+
+
+async def test_a_statement_that_fails_does_not_say_what_was_to_be_stored(database: Database) -> None:
+    with pytest.raises(DBAPIError, match="division by zero") as failed:
+        async with database.transaction() as connection:
+            await connection.execute(text("select cast(:email as text), 1 / 0"), {"email": "ada@example.com"})
+    assert "ada@example.com" not in str(failed.value)
+
+
 # --------------------------------------------------------------------------------------- asking and finishing
 
 
@@ -490,6 +563,7 @@ async def test_a_sign_in_begins_with_what_the_person_has_to_know(host: Host, own
         ({"response_type": "\N{SNOWMAN}"}, "unsupported_response_type"),
         ({"response_mode": "fragment"}, "invalid_request"),
         ({"scope": "admin"}, "invalid_scope"),
+        ({"scope": "\u3000"}, "invalid_scope"),
         ({"resource": "https://evil.example.com/mcp"}, "invalid_target"),
     ],
 )
@@ -503,6 +577,7 @@ async def test_a_client_is_told_by_a_redirect_what_is_wrong(
     assert await owner.fetchval("select count(*) from oauth_authorizations") == 0
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "changed",
     [
@@ -674,14 +749,33 @@ async def test_a_registration_that_was_never_used_is_refused_after_thirty_days_a
     assert {used, unused} < left
 
 
-async def test_a_document_is_good_for_an_hour(host: Host) -> None:
+async def test_what_anybody_may_leave_behind_is_forgotten_when_somebody_signs_in(
+    host: Host, owner: asyncpg.Connection
+) -> None:
+    await host.sign_in()
+    await host.register()
+    await host.authorization.keep_document(host.site, DOCUMENT_URL, DOCUMENT, NOW)
+    host.now = Millis(NOW + UNUSED_LIFETIME + SIGN_IN_LIFETIME)
+    for number, left in enumerate((3, 1)):
+        host.now = Millis(host.now + number)
+        assert await host.ask() is None
+        assert await owner.fetchval("select count(*) from oauth_clients") == left
+
+
+async def test_a_document_is_good_for_a_day_and_wanted_again_after_an_hour(host: Host) -> None:
     asked = {"client_id": DOCUMENT_URL, "redirect_uri": DOCUMENT["redirect_uris"][0]}
     assert await host.authorization.wants_document(host.site, DOCUMENT_URL, NOW)
     assert (await host.ask(**asked)) is not None
     await host.authorization.keep_document(host.site, DOCUMENT_URL, DOCUMENT, NOW)
-    for passed, is_good in ((0, True), (DOCUMENT_LIFETIME - 1, True), (DOCUMENT_LIFETIME, False)):
+    for passed, is_wanted, is_good in (
+        (0, False, True),
+        (DOCUMENT_LIFETIME - 1, False, True),
+        (DOCUMENT_LIFETIME, True, True),
+        (DOCUMENT_KEPT - 1, True, True),
+        (DOCUMENT_KEPT, True, False),
+    ):
         host.now = Millis(NOW + passed)
-        assert await host.authorization.wants_document(host.site, DOCUMENT_URL, host.now) is not is_good
+        assert await host.authorization.wants_document(host.site, DOCUMENT_URL, host.now) is is_wanted
         assert (await host.ask(**asked) is None) is is_good
 
 
@@ -694,12 +788,17 @@ async def test_a_document_that_is_gone_makes_the_client_unknown_but_signs_nobody
     host.client_id = DOCUMENT_URL
     asked = {"redirect_uri": "https://client.example.com/cb"}
     await host.authorization.keep_document(host.site, DOCUMENT_URL, DOCUMENT, NOW)
-    tokens = (await host.redeem(await host.code(**asked), **asked)).body
-    await host.authorization.keep_document(host.site, DOCUMENT_URL, document, NOW)
+    tokens, begun = (await host.redeem(await host.code(**asked), **asked)).body, host.key()
+    assert await host.ask(begun, **asked) is None
+    host.now = Millis(NOW + 1)
+    await host.authorization.keep_document(host.site, DOCUMENT_URL, document, host.now)
     refused = await host.ask(**asked)
     unknown = await host.ask(client_id="unknown", **asked)
     assert refused == unknown
-    assert await host.authorization.wants_document(host.site, DOCUMENT_URL, NOW)
+    assert await host.authorization.wants_document(host.site, DOCUMENT_URL, host.now)
+    # Nor is a sign-in ended that was begun before.
+    code = sent_back(await host.authorization.finish(host.site, begun, host.user, host.now))["code"]
+    assert (await host.redeem(code, **asked)).status == 200
     assert (await host.refresh(tokens["refresh_token"])).status == 200
 
 
@@ -735,6 +834,20 @@ async def test_a_document_is_fetched_once_an_hour_and_while_no_transaction_is_op
     assert await ask(missing) == await ask("unknown")
     assert documents.asked_for == [DOCUMENT_URL, DOCUMENT_URL, missing]
     assert open_transactions == [0, 0, 0]
+    # While it cannot be had, it is looked up each time, and what it last said is good for a day.
+    documents.is_away = True
+    read_at = NOW + DOCUMENT_LIFETIME
+    for passed, is_good in ((DOCUMENT_LIFETIME, True), (DOCUMENT_KEPT - 1, True), (DOCUMENT_KEPT, False)):
+        clock.time = read_at + passed
+        assert await ask(DOCUMENT_URL) == (None if is_good else await ask("unknown"))
+    assert documents.asked_for[3:] == [DOCUMENT_URL] * 3
+    assert await ask(missing) == await ask("unknown")
+    # Once it says that it is gone, it is.
+    documents.is_away = False
+    assert await ask(DOCUMENT_URL) is None
+    del documents.documents[DOCUMENT_URL]
+    clock.time += DOCUMENT_LIFETIME
+    assert await ask(DOCUMENT_URL) == await ask("unknown")
 
 
 async def test_nothing_is_looked_up_for_whoever_asks_too_often(host: Host) -> None:
@@ -758,6 +871,7 @@ async def test_no_document_is_wanted_of_a_client_that_registered(host: Host) -> 
         assert not await host.authorization.wants_document(host.site, client_id, NOW)
 
 
+@pytest.mark.promise("auth.refused")
 async def test_no_line_of_the_log_holds_a_secret(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG"):
         code = await host.code()

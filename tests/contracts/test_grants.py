@@ -81,6 +81,7 @@ async def test_a_grant_is_listed_once_with_its_client_for_as_long_as_it_is_good(
     assert await host.world.identity.revoke_grant(host.server.key, grant.grant_id or "") == 0
 
 
+@pytest.mark.promise("auth.oauth")
 @pytest.mark.parametrize("by", ["access token", "refresh token", "address", "grant", "client id", "client name"])
 async def test_a_grant_that_is_revoked_ends_with_all_that_came_of_it_and_no_other(host: Host, by: str) -> None:
     identity, key = host.world.identity, host.server.key
@@ -133,6 +134,7 @@ async def test_nothing_of_one_server_is_revoked_on_another(
     assert await host.is_good(tokens["access_token"])
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_by_any_address_of_theirs_a_person_is_let_in_no_more(host: Host, owner: asyncpg.Connection) -> None:
     tokens = await host.sign_in()
     await owner.execute(
@@ -143,6 +145,7 @@ async def test_by_any_address_of_theirs_a_person_is_let_in_no_more(host: Host, o
     assert not await host.is_good(tokens["access_token"])
 
 
+@pytest.mark.promise("auth.oauth")
 @pytest.mark.parametrize("first", ["refresh", "revoke"])
 async def test_nothing_is_issued_past_an_operators_revocation(
     host: Host, owner: asyncpg.Connection, owner_url: str, first: str

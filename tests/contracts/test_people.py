@@ -199,6 +199,7 @@ async def test_a_dossier_names_the_steps_that_were_completed_and_the_current_one
     assert [each.kind for each in taken.begun.events] == ["started", "advanced", "advanced", "moved"]
 
 
+@pytest.mark.promise("people")
 async def test_a_dossier_holds_what_is_the_persons_and_nothing_of_anybody_else(office: Office) -> None:
     guides, labs = await office.world.server(), await office.world.server(slug="labs")
     await office.world.publish("a", "b", servers=("guides", "labs"))
@@ -230,6 +231,7 @@ async def test_a_dossier_holds_what_is_the_persons_and_nothing_of_anybody_else(o
 # ----------------------------------------------------------------------------------------------- erasure
 
 
+@pytest.mark.promise("people")
 async def test_whoever_is_erased_leaves_nothing_behind_but_that_calls_were_made(office: Office) -> None:
     guides, elsewhere = await office.world.server(), await office.world.server("globex", "labs")
     await office.world.publish("a", "b")
@@ -303,6 +305,7 @@ def interrupted(office: Office, stretch: int, happening: object) -> PersonalData
     return PersonalData(store, world.library, world.tenancy, world.clock)  # type: ignore[arg-type]
 
 
+@pytest.mark.promise("people")
 @pytest.mark.parametrize("stretch", [2, 9])
 async def test_an_erasure_that_is_interrupted_is_finished_when_it_is_repeated(office: Office, stretch: int) -> None:
     server = await office.world.server()
@@ -321,6 +324,7 @@ async def test_an_erasure_that_is_interrupted_is_finished_when_it_is_repeated(of
     assert await office.logged(ada.user_id) == []
 
 
+@pytest.mark.promise("people")
 async def test_a_call_that_is_made_while_somebody_is_erased_is_taken_along(office: Office) -> None:
     server = await office.world.server()
     office.world.clock.time = 100_000_000

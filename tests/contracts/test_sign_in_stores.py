@@ -55,6 +55,7 @@ def stores(request: pytest.FixtureRequest) -> Stores:
 # ---------------------------------------------------------------------------------------------- who is who
 
 
+@pytest.mark.promise("auth.identity")
 async def test_whoever_proves_the_same_address_again_is_the_same_person(stores: Stores) -> None:
     server = await stores.world.server()
     assert await stores.person(server, None, "ada@example.com", "usr_1") == "usr_1"
@@ -62,6 +63,7 @@ async def test_whoever_proves_the_same_address_again_is_the_same_person(stores: 
     assert await stores.person(server, None, "bob@example.com", "usr_3") == "usr_3"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_an_address_and_an_identity_of_another_organisation_are_other_peoples(stores: Stores) -> None:
     here, there = await stores.world.server(), await stores.world.server("globex", "labs")
     assert await stores.person(here, "ada", "ada@example.com", "usr_1") == "usr_1"
@@ -69,6 +71,7 @@ async def test_an_address_and_an_identity_of_another_organisation_are_other_peop
     assert await stores.person(here, "ada", "ada@example.com", "usr_3") == "usr_1"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_a_code_and_the_provider_lead_to_one_person_in_either_order(stores: Stores) -> None:
     server = await stores.world.server()
     assert await stores.person(server, None, "ada@example.com", "usr_1") == "usr_1"
@@ -86,6 +89,7 @@ async def test_an_address_that_nobody_has_becomes_that_of_the_identity_which_pro
     assert await stores.person(server, "ada at another office", "ada@new.example.com", "usr_5") == "usr_1"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_an_address_that_is_another_persons_stays_that_persons(stores: Stores) -> None:
     server = await stores.world.server()
     assert await stores.person(server, "ada", "ada@example.com", "usr_1") == "usr_1"
@@ -95,6 +99,7 @@ async def test_an_address_that_is_another_persons_stays_that_persons(stores: Sto
     assert await stores.person(server, None, "bob@example.com", "usr_4") == "usr_2"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_a_person_with_a_token_of_an_operators_is_the_one_who_signs_in_and_the_other_way_round(
     stores: Stores,
 ) -> None:
@@ -150,7 +155,8 @@ _STATES = [
     SignInState.keeping().send("no address", CODE, NOW),
     SignInState.keeping().send("ädä@example.com", bytes(range(32)), NOW).try_code(WRONG, NOW),
     SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW),
-    SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW).kept(),
+    SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW).kept(by_them=True),
+    SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW).kept(by_them=False),
     SignInState.keeping().leave(bytes(32)),
     SignInState.keeping().leave(CODE).failed(CODE, "It said “no”."),
     SignInState.keeping().leave(CODE).come_back(CODE, IdentityKey(OKTA, "ada|1"), None),
@@ -170,6 +176,7 @@ async def test_every_state_comes_back_as_it_was_stored(stores: Stores, state: Si
 # ----------------------------------------------------------------------------------------- on PostgreSQL
 
 
+@pytest.mark.promise("auth.identity")
 async def test_somebody_whom_the_previous_release_let_in_is_found_by_their_address(
     database: Database, owner: asyncpg.Connection
 ) -> None:
@@ -258,6 +265,7 @@ async def race(
     return list(await asyncio.gather(*tasks))
 
 
+@pytest.mark.promise("auth.identity")
 async def test_thirty_two_first_sign_ins_at_once_make_one_person(
     database: Database, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -282,6 +290,7 @@ async def test_thirty_two_first_sign_ins_at_once_make_one_person(
     assert [tuple(row) for row in known] == [("email", people[0]), (OKTA, people[0])]
 
 
+@pytest.mark.promise("auth.identity")
 async def test_one_identity_with_many_addresses_at_once_makes_one_person_who_has_them_all(
     database: Database, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -306,6 +315,7 @@ async def test_one_identity_with_many_addresses_at_once_makes_one_person_who_has
     assert await owner.fetchval(statement, people[0]) == 9
 
 
+@pytest.mark.promise("auth.refused")
 async def test_eight_wrong_codes_at_once_count_as_five_and_the_right_one_comes_too_late(
     database: Database, owner: asyncpg.Connection, owner_url: str
 ) -> None:

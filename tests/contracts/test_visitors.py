@@ -17,7 +17,7 @@ from adapters.postgres.connections import Access, Database
 from adapters.postgres.visitors import PostgresVisitorStore
 from application.insight import PAUSE, TOO_FAST
 from application.limits import Limit
-from application.ports import Cohort, Counts, Measures, Visitor, VisitorStore
+from application.ports import UNUSED_VISITOR_LIFETIME, Cohort, Counts, Measures, Visitor, VisitorStore
 from application.visitors import Spent, Visitors
 from domain.errors import CairnError, NotFound, WalkthroughNotStarted
 from domain.progress import (
@@ -110,6 +110,7 @@ def visited(request: pytest.FixtureRequest) -> Visited:
 # ------------------------------------------------------------------------------------------------ who it is
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_a_visitor_is_known_on_one_server_of_one_organisation_by_the_hash_alone(visited: Visited) -> None:
     server, sibling = await visited.world.server(), await visited.world.server(slug="labs")
     foreign = await visited.world.server("globex", "theirs")
@@ -120,9 +121,39 @@ async def test_a_visitor_is_known_on_one_server_of_one_organisation_by_the_hash_
         assert await visited.store.find(where.key, visitor_hash) is None
 
 
+async def test_a_visitor_who_begins_nothing_is_forgotten_after_thirty_days(visited: Visited) -> None:
+    server, sibling = await visited.world.server(), await visited.world.server(slug="labs")
+    foreign = await visited.world.server("globex", "theirs")
+    await visited.world.publish("a", "b", servers=("labs",))
+    ada = await visited.person(server)
+    for where, name in ((server, "1_idle"), (sibling, "2_begun"), (sibling, "3_idle"), (foreign, "4_idle")):
+        await visited.store.add(where.key, name.encode(), UserId(f"usr_{name}"), NOW)
+    await visited.takes(Caller(sibling.key, UserId("usr_2_begun")))
+    await visited.store.add(server.key, b"5_merged", UserId("usr_5_merged"), NOW)
+    assert await visited.store.merge(server.key, UserId("usr_5_merged"), _id(ada), []) == _id(ada)
+    await visited.store.add(server.key, b"6_later", UserId("usr_6_later"), Millis(NOW + 1))
+
+    async def there() -> set[str]:
+        places = [(server, ("1_idle", "5_merged", "6_later", "7_new", "8_new"))]
+        places += [(sibling, ("2_begun", "3_idle")), (foreign, ("4_idle",))]
+        return {
+            name
+            for where, names in places
+            for name in names
+            if await visited.store.find(where.key, name.encode()) is not None
+        }
+
+    await visited.store.add(server.key, b"7_new", UserId("usr_7_new"), Millis(NOW + UNUSED_VISITOR_LIFETIME))
+    assert await there() == {"1_idle", "2_begun", "3_idle", "4_idle", "5_merged", "6_later", "7_new"}
+    await visited.store.add(server.key, b"8_new", UserId("usr_8_new"), Millis(NOW + UNUSED_VISITOR_LIFETIME + 1))
+    assert await there() == {"2_begun", "4_idle", "5_merged", "6_later", "7_new", "8_new"}
+    assert await visited.standing(Caller(sibling.key, UserId("usr_2_begun"))) is not None
+
+
 # ------------------------------------------------------------------------------------------------ the merge
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_an_account_without_progress_gets_the_row_and_every_event_of_it_once(visited: Visited) -> None:
     server = await visited.world.server()
     await visited.world.publish("a", "b", "c")
@@ -170,6 +201,7 @@ async def test_a_visitor_who_has_begun_nothing_is_spent_too(visited: Visited) ->
     assert await visited.store.find(server.key, b"one") == Visitor(UserId("usr_1"), ada.user_id)
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_merged_twice_nothing_happens_and_another_account_gets_nothing(visited: Visited) -> None:
     server = await visited.world.server()
     await visited.world.publish("a", "b")
@@ -513,6 +545,7 @@ class Both:
         assert sum(ends) == whole.started
 
 
+@pytest.mark.promise("auth.anonymous")
 @pytest.mark.timeout(300)
 @examples(30)
 @given(data=st.data(), steps=key_orders, acts=st.lists(st.tuples(_ACTS, _PASSED), min_size=8, max_size=30))

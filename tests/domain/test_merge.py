@@ -402,6 +402,7 @@ def acts(draw: st.DrawFn, course: Course, doing: str) -> None:
         course.call(call)
 
 
+@pytest.mark.promise("auth.anonymous")
 def test_whatever_both_did_nobody_loses_a_step_and_the_events_tell_it_all() -> None:
     met: Counter[str] = Counter()
 

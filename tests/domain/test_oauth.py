@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from domain.oauth import (
     ACCESS_LIFETIME,
     AUTH_METHODS,
+    DOCUMENT_KEPT,
     DOCUMENT_LIFETIME,
     GRANT_TYPES,
     MAX_REDIRECT_URIS,
@@ -28,6 +29,7 @@ from domain.oauth import (
     is_document_url,
     is_known,
     is_registrable,
+    is_to_be_read,
     may_redirect,
     proves,
     redirect,
@@ -73,6 +75,7 @@ def test_https_the_own_machine_and_apps_may_be_redirected_to(uri: str) -> None:
     assert may_redirect(uri, [uri])
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "uri",
     [
@@ -149,6 +152,7 @@ def test_on_the_own_machine_any_port_will_do(host: str, registered: str, asked: 
     assert may_redirect(f"http://{host}{asked}{rest}", [f"http://{host}{registered}{rest}"])
 
 
+@pytest.mark.promise("auth.refused")
 @given(good_uris, good_uris)
 @example("http://127.0.0.1:3000/cb", "http://localhost:3000/cb")
 @example("http://127.0.0.1:3000/cb", "http://127.0.0.1:3000/cb?x=1")
@@ -197,10 +201,29 @@ def test_a_port_that_is_the_usual_one_may_be_named_or_not() -> None:
     assert not Site(SERVER, "https://acme.example.com").is_meant_by("https://acme.example.com:80/mcp")
 
 
+def test_no_resource_is_meant_where_the_origin_is_none() -> None:
+    for resource in ("https://acme.example.com:70000/mcp", "https://acme.example.com/mcp"):
+        assert not Site(SERVER, "https://acme.example.com:70000").is_meant_by(resource)
+
+
+def test_what_is_kept_of_a_client_is_bounded() -> None:
+    uri = "https://client.example.com/"
+    uris = [uri.ljust(1_000, "x"), uri.ljust(1_000, "y"), uri.ljust(1_000, "z"), uri.ljust(1_000, "a")]
+    client = Client.registered({"redirect_uris": uris, "client_name": "\N{SNOWMAN}" * 1_000})
+    assert len(json.dumps(client.metadata(), ensure_ascii=False).encode()) < 5_000
+    with pytest.raises(ClientRefused) as refused:
+        Client.registered({"redirect_uris": [*uris, "x.y:/"]})
+    assert refused.value.error == "invalid_client_metadata"
+    assert refused.value.problem == (
+        "All redirect_uris together have at most 4,000 characters: register fewer of them."
+    )
+
+
 def test_a_client_may_name_no_resource() -> None:
     assert Site(SERVER, "https://acme.example.com").is_meant_by(None)
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "resource",
     [
@@ -354,11 +377,14 @@ def test_a_registration_is_good_for_thirty_days_unless_somebody_signs_in_with_it
         assert is_known("client_1", known_at, known_at, Millis(now))
 
 
-def test_a_document_is_good_for_an_hour_whoever_has_signed_in_with_it() -> None:
+def test_a_document_is_good_for_a_day_whoever_has_signed_in_with_it_and_read_again_after_an_hour() -> None:
     read_at = Millis(1_000)
     for used_at in (None, read_at):
-        assert is_known(DOCUMENT_URL, read_at, used_at, Millis(1_000 + DOCUMENT_LIFETIME - 1))
-        assert not is_known(DOCUMENT_URL, read_at, used_at, Millis(1_000 + DOCUMENT_LIFETIME))
+        assert is_known(DOCUMENT_URL, read_at, used_at, Millis(1_000 + DOCUMENT_KEPT - 1))
+        assert not is_known(DOCUMENT_URL, read_at, used_at, Millis(1_000 + DOCUMENT_KEPT))
+    assert is_to_be_read(None, read_at)
+    assert not is_to_be_read(read_at, Millis(1_000 + DOCUMENT_LIFETIME - 1))
+    assert is_to_be_read(read_at, Millis(1_000 + DOCUMENT_LIFETIME))
 
 
 # ----------------------------------------------------------------------------------------- codes and tokens
@@ -375,6 +401,10 @@ def test_a_document_is_good_for_an_hour_whoever_has_signed_in_with_it() -> None:
         ("admin", None),
         ("Walkthroughs", None),
         (" ", None),
+        ("  walkthroughs ", "walkthroughs"),
+        ("walkthroughs\n", None),
+        ("walkthroughs\u00a0offline_access", None),
+        *((blank, None) for blank in ("\t", "\u00a0", "\u3000", "\u2028", "\u0085")),
     ],
 )
 def test_what_is_granted_is_what_there_is_of_what_was_asked_for(asked_for: str | None, granted: str | None) -> None:

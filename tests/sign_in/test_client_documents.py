@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from adapters.client_documents import WebClientDocuments, is_public_address
+from domain.oauth import DocumentAway
 
 HOST = "client.example.com"
 URL = f"https://{HOST}/oauth/client.json"
@@ -228,7 +230,8 @@ async def test_another_address_is_tried_where_one_does_not_answer(web: Web) -> N
 
 async def test_no_more_than_three_addresses_are_tried(web: Web) -> None:
     answers = [["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1"]]
-    assert await web.documents(answers, is_public=lambda _: True).fetch(URL) is None
+    with pytest.raises(DocumentAway):
+        await web.documents(answers, is_public=lambda _: True).fetch(URL)
     assert web.connections == 0
 
 
@@ -239,6 +242,7 @@ async def test_no_more_than_three_addresses_are_tried(web: Web) -> None:
     "answer",
     [
         reply(status="404 Not Found"),
+        reply(status="410 Gone"),
         reply(status="201 Created"),
         reply(status="204 No Content"),
         reply(form="text/html"),
@@ -253,10 +257,6 @@ async def test_no_more_than_three_addresses_are_tried(web: Web) -> None:
         reply(b"[" * 5_000),
         reply(b'{"client_name": "\xff"}'),
         reply(gzip.compress(CONTENT), "content-encoding: gzip"),
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n" + CONTENT,
-        b"no HTTP at all\r\n\r\n",
-        b"",
-        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 50_000,
     ],
     ids=lambda answer: answer[:60].decode(errors="replace").replace("\r\n", " "),
 )
@@ -266,6 +266,27 @@ async def test_an_answer_that_is_no_document_is_as_good_as_none(web: Web, answer
     assert web.connections == 1
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(status="500 Internal Server Error"),
+        reply(status="503 Service Unavailable"),
+        reply(status="429 Too Many Requests"),
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n" + CONTENT,
+        b"no HTTP at all\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 50_000,
+    ],
+    ids=lambda answer: answer[:60].decode(errors="replace").replace("\r\n", " "),
+)
+async def test_an_answer_that_is_none_says_nothing_of_the_document(web: Web, answer: bytes) -> None:
+    web.answer = answer
+    with pytest.raises(DocumentAway):
+        await web.documents().fetch(URL)
+    assert web.connections == 1
+
+
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
 async def test_a_redirect_is_not_followed(web: Web, start: Start, status: str) -> None:
     elsewhere = await start()
@@ -276,6 +297,7 @@ async def test_a_redirect_is_not_followed(web: Web, start: Start, status: str) -
     assert (web.connections, elsewhere.connections, web.lookups) == (2, 0, [HOST, HOST])
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     ("answer", "drop"),
     [
@@ -290,7 +312,8 @@ async def test_a_redirect_is_not_followed(web: Web, start: Start, status: str) -
 async def test_an_answer_that_does_not_end_is_given_up(web: Web, answer: bytes, drop: bytes) -> None:
     web.answer, web.drop, web.never_ends = answer, drop, True
     began = asyncio.get_running_loop().time()
-    assert await web.documents(timeout_seconds=0.4).fetch(URL) is None
+    with pytest.raises(DocumentAway):
+        await web.documents(timeout_seconds=0.4).fetch(URL)
     assert 0.4 <= asyncio.get_running_loop().time() - began < 5
     assert web.connections == 1
 
@@ -301,25 +324,95 @@ async def test_a_name_server_that_does_not_answer_is_given_up(web: Web) -> None:
         return []
 
     began = asyncio.get_running_loop().time()
-    assert await web.documents(resolve=resolve, timeout_seconds=0.1).fetch(URL) is None
+    with pytest.raises(DocumentAway):
+        await web.documents(resolve=resolve, timeout_seconds=0.1).fetch(URL)
     assert 0.1 <= asyncio.get_running_loop().time() - began < 5
 
 
-async def test_a_name_that_does_not_exist_has_no_document(web: Web) -> None:
+async def test_a_name_that_cannot_be_looked_up_says_nothing_of_the_document(web: Web) -> None:
     async def resolve(host: str) -> Sequence[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    assert await web.documents(resolve=resolve).fetch(URL) is None
+    with pytest.raises(DocumentAway):
+        await web.documents(resolve=resolve).fetch(URL)
     assert await web.documents(([],)).fetch(URL) is None
+
+
+async def test_what_could_not_be_had_is_not_asked_for_again_for_half_a_minute(web: Web) -> None:
+    now = 1_000.0
+    documents = web.documents([["127.0.0.1"]] * 5, seconds=lambda: now)
+    other = f"https://{HOST}/other.json"
+    web.answer = reply(status="503 Service Unavailable")
+    for passed, connections in ((0.0, 1), (29.9, 1), (30.0, 2), (59.9, 2)):
+        now = 1_000.0 + passed
+        with pytest.raises(DocumentAway):
+            await documents.fetch(URL)
+        assert (web.connections, len(web.lookups)) == (connections, connections)
+    web.answer = reply()
+    assert await documents.fetch(other) == DOCUMENT
+    now = 1_060.0
+    assert await documents.fetch(URL) == DOCUMENT
+    # What is no document is asked for at once: somebody may be mending it.
+    web.answer = reply(status="404 Not Found")
+    assert await documents.fetch(URL) is None
+    web.answer = reply()
+    assert await web.documents().fetch(URL) == DOCUMENT
+
+
+async def test_no_more_failures_are_remembered_than_a_thousand(web: Web) -> None:
+    asked: list[str] = []
+
+    async def resolve(host: str) -> Sequence[str]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    documents = web.documents(resolve=resolve)
+    for number in (*range(1_001), *range(1, 1_001), 0):
+        with pytest.raises(DocumentAway):
+            await documents.fetch(f"https://{HOST}/{number}")
+    assert len(asked) == 1_002
+
+
+async def test_a_host_is_looked_up_by_one_at_a_time_and_silent_ones_keep_nobody_else_waiting(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence, asked = threading.Event(), []
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        if host != f"{HOST}.":
+            silence.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    documents = web.documents(resolve=None, timeout_seconds=1)
+    silent = [f"https://silent-{number % 4}.example.com/{number}" for number in range(40)]
+    try:
+        waiting = [asyncio.create_task(documents.fetch(url)) for url in silent]
+        while len(asked) < 4:  # noqa: ASYNC110  # a thread sets no event of ours
+            await asyncio.sleep(0)
+        assert await documents.fetch(URL) == DOCUMENT
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [DocumentAway] * 40
+        # Those lookups go on, and nobody begins another beside them.
+        with pytest.raises(DocumentAway):
+            await documents.fetch("https://silent-0.example.com/again")
+        assert sorted(asked) == [f"{HOST}.", *(f"silent-{number}.example.com." for number in range(4))]
+    finally:
+        silence.set()
 
 
 async def test_the_certificate_must_be_the_names(authority: Authority, start: Start) -> None:
     other = await start(authority.server_for("other.example.com"))
-    assert await other.documents().fetch(URL) is None
     expired = await start(authority.server_for(HOST, days=-1))
-    assert await expired.documents().fetch(URL) is None
     unknown = await start()
-    assert await unknown.documents(tls=ssl.create_default_context()).fetch(URL) is None
+    for documents in (
+        other.documents(),
+        expired.documents(),
+        unknown.documents(tls=ssl.create_default_context()),
+    ):
+        with pytest.raises(DocumentAway):
+            await documents.fetch(URL)
     assert (other.requests, expired.requests, unknown.requests) == ([], [], [])
 
 
@@ -328,6 +421,7 @@ async def test_a_name_in_capitals_is_the_same_name(web: Web) -> None:
     assert (web.names, web.lookups) == ([HOST], [HOST])
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "url",
     [
@@ -392,7 +486,7 @@ async def test_why_there_is_none_is_said_in_the_log_alone(web: Web) -> None:
             "event": "client document not taken",
             "host": HOST,
             "log_level": "debug",
-            "reason": "_NotTaken: its address is not public",
+            "reason": "its address is not public",
         },
         {"event": "client document not taken", "log_level": "debug", "reason": "it is no https URL of a document"},
     ]
@@ -401,6 +495,7 @@ async def test_why_there_is_none_is_said_in_the_log_alone(web: Web) -> None:
 # ------------------------------------------------------------------------------------------ private addresses
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_name_that_changes_its_address_is_looked_up_once(web: Web) -> None:
     """DNS rebinding: public when it is judged, private when it is connected to."""
     asked: list[str] = []
@@ -416,6 +511,7 @@ async def test_a_name_that_changes_its_address_is_looked_up_once(web: Web) -> No
     assert web.connections == 1
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("answers", [["127.0.0.1", "10.0.0.1"], ["10.0.0.1", "127.0.0.1"], ["127.0.0.1", "::1"]])
 async def test_one_private_address_among_public_ones_is_one_too_many(web: Web, answers: list[str]) -> None:
     assert await web.documents((answers,)).fetch(URL) is None
@@ -506,15 +602,18 @@ LOOPBACK_HOSTS = [
 ]
 
 
+@pytest.mark.promise("auth.refused")
 async def test_nothing_reaches_this_machine_by_any_name_or_notation(listeners: list[socket.socket]) -> None:
     port = listeners[0].getsockname()[1]
     documents = WebClientDocuments(port=port, timeout_seconds=2)
     for host in LOOPBACK_HOSTS:
         for url in (f"https://{host}/a", f"https://{host}:{port}/a", f"https://x@{host}/a"):
-            assert await documents.fetch(url) is None, url
+            with suppress(DocumentAway):  # where a resolver knows no such name
+                assert await documents.fetch(url) is None, url
     assert _arrivals(listeners) == 0
 
 
+@pytest.mark.promise("auth.refused")
 async def test_nothing_reaches_this_machine_by_what_a_name_resolves_to(listeners: list[socket.socket]) -> None:
     port = listeners[0].getsockname()[1]
     answers = iter([*LOOPBACK_HOSTS, "::1", "::ffff:127.0.0.1", "::127.0.0.1", "::", "::1%lo", "127.0.0.1", "::1"])
@@ -528,8 +627,9 @@ async def test_nothing_reaches_this_machine_by_what_a_name_resolves_to(listeners
     assert _arrivals(listeners) == 0
     # And would have, but for the guard.
     careless = WebClientDocuments(port=port, resolve=resolve, is_public=lambda _: True, timeout_seconds=0.3)
-    for _ in range(2):
-        assert await careless.fetch(URL) is None
+    for number in range(2):
+        with pytest.raises(DocumentAway):
+            await careless.fetch(f"{URL}?{number}")
     assert _arrivals(listeners) == len(listeners)
 
 
