@@ -36,6 +36,8 @@ _MAX_PUBLISHED = 1_000
 _KEEP = Millis(3_600_000)
 # Keys are asked for again when one is missing: a provider may change them at any time. Not more often than this.
 _ASK_AGAIN_AFTER = Millis(10_000)
+# A provider that does not describe itself is left alone for so long: anybody may press the button that asks it.
+_TRY_AGAIN_AFTER = Millis(5_000)
 # How far the provider's clock may be from ours.
 _LEEWAY_SECONDS = 60
 _MAX_SUBJECT_CHARS = 255  # OpenID Connect Core section 2
@@ -188,7 +190,18 @@ class OpenIdConnect:
     # ---------------------------------------------------------------------------------- what it publishes
 
     async def _metadata(self, provider: OidcProvider) -> _Metadata:
-        return await self._kept(provider.issuer, lambda: self._described(provider), _KEEP)
+        found = await self._kept(provider.issuer, lambda: self._tried(provider), _KEEP)
+        if not isinstance(found, _Metadata):
+            found = await self._kept(provider.issuer, lambda: self._tried(provider), _TRY_AGAIN_AFTER)
+        if isinstance(found, _Metadata):
+            return found
+        raise type(found)(str(found))  # anew: each raise of one exception makes it longer
+
+    async def _tried(self, provider: OidcProvider) -> _Metadata | _Unreachable | _Untrusted:
+        try:
+            return await self._described(provider)
+        except (_Unreachable, _Untrusted) as error:
+            return error
 
     async def _described(self, provider: OidcProvider) -> _Metadata:
         url = f"{provider.issuer.removesuffix('/')}/.well-known/openid-configuration"
@@ -224,7 +237,8 @@ class OpenIdConnect:
         now = self._clock.now()
         known = self._published.get(name)
         if known is None or now - known.at >= no_older_than:
-            known = _Read(await read(), now)
+            what = await read()
+            known = _Read(what, self._clock.now())
             self._published.pop(name, None)
             self._published[name] = known
             if len(self._published) > _MAX_PUBLISHED:

@@ -33,8 +33,11 @@ class Limit(Enum):
     REGISTRATIONS_PER_NETWORK = "registrations_per_network", Rate(100, 600)
     REGISTRATIONS_PER_SERVER = "registrations_per_server", Rate(1_000, 600)
     SIGN_INS_PER_NETWORK = "sign_ins_per_network", Rate(300, 600)
-    CODES_PER_ADDRESS = "codes_per_address", Rate(5, 600)  # messages to one mailbox, however many browsers ask
-    CODES_PER_ADDRESS_A_DAY = "codes_per_address_a_day", Rate(25, 86_400)  # whoever guesses at somebody's codes
+    PROVIDER_VISITS_PER_NETWORK = "provider_visits_per_network", Rate(100, 600)
+    # Messages to one mailbox, however many browsers ask. With five tries each, this is what bounds guessing: 25 tries
+    # in ten minutes, of a million.
+    CODES_PER_ADDRESS = "codes_per_address", Rate(5, 600)
+    CODES_PER_ADDRESS_A_DAY = "codes_per_address_a_day", Rate(25, 86_400)  # to one mailbox, asked for from one network
     CODES_PER_NETWORK = "codes_per_network", Rate(60, 600)
     TRIES_PER_NETWORK = "tries_per_network", Rate(150, 600)  # beside the five that each code has
     TOKENS_PER_NETWORK = "tokens_per_network", Rate(1_200, 600)

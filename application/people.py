@@ -103,7 +103,7 @@ class PersonalData:
         """Raises: NotFound."""
         found = await self._store.find(organization_id, _known_as(who))
         if found is None:
-            raise NotFound(f"there is nobody {who!r} in this organisation: see 'cairn user list'")
+            raise NotFound(f"there is nobody {who!r} in this organisation: see 'cairn user list' with its slug")
         return found
 
     async def dossier(self, organization: str, who: str) -> Dossier:

@@ -33,7 +33,7 @@ from application.ports import (
     TenantStore,
 )
 from application.visitors import Visitors
-from domain.errors import InvalidValue, SignInFailed, SignInOver
+from domain.errors import InvalidValue, NotFound, SignInFailed, SignInOver
 from domain.oauth import Site
 from domain.sign_in import CODE_LIFETIME, AskingClient, IdentityKey, SignInState, Stage
 from domain.tenancy import UserId, email_address
@@ -115,8 +115,13 @@ class SignIn:
         self._ids = ids
         self._clock = clock
 
-    async def begin_keeping(self, site: Site, visitor: UserId, id: str, browser: str) -> None:
-        """Begins a sign-in for a visitor who keeps their progress; `id` and `browser` as in `Page`."""
+    async def begin_keeping(self, site: Site, visitor: UserId, id: str, browser: str, address: str) -> None:
+        """Begins a sign-in for a visitor who keeps their progress; `id` and `browser` as in `Page`.
+
+        Raises:
+            TooManyRequests: when too many were begun from the network of `address`.
+        """
+        await self._limits.hit(Limit.SIGN_INS_PER_NETWORK, network_of(address))
         key = Page(site, id, browser).key
         await self._sign_ins.begin_keeping(key, visitor, SignInState.keeping(), self._clock.now())
 
@@ -158,9 +163,11 @@ class SignIn:
         if to is None or self._mailer is None or not _offers_codes(found.state, await self._provider(page)):
             return
         if found.state.may_send and (mailbox := _mailbox(to)) is not None:
-            await self._limits.hit(Limit.CODES_PER_NETWORK, network_of(address))
-            for limit in (Limit.CODES_PER_ADDRESS, Limit.CODES_PER_ADDRESS_A_DAY):
-                await self._limits.hit(limit, page.site.server.key.organization_id, mailbox)
+            organization_id, network = page.site.server.key.organization_id, network_of(address)
+            await self._limits.hit(Limit.CODES_PER_NETWORK, network)
+            # By network too, and first: or whoever knows an address keeps its owner out for as long as they like.
+            await self._limits.hit(Limit.CODES_PER_ADDRESS_A_DAY, organization_id, mailbox, network)
+            await self._limits.hit(Limit.CODES_PER_ADDRESS, organization_id, mailbox)
         code = self._ids.code()
         code_hash, now = page.hash_of_code(code), self._clock.now()
         state = await self._change(page, lambda state: state.send(to, code_hash, now))
@@ -186,11 +193,18 @@ class SignIn:
         await self._change(page, lambda state: state.try_code(code_hash, now))
         return await self.go_on(page)
 
-    async def leave(self, page: Page) -> str | None:
-        """Sends the browser to the organisation's own provider."""
+    async def leave(self, page: Page, address: str) -> str | None:
+        """Sends the browser, whose network address is `address`, to the organisation's own provider.
+
+        Raises:
+            TooManyRequests: when too many went there from that network.
+        """
+        found = await self._read(page)
         provider = await self._provider(page)
         if provider is None:
             return None
+        if found.state.may_leave:
+            await self._limits.hit(Limit.PROVIDER_VISITS_PER_NETWORK, network_of(address))
         # The page's id in it, so that the way back leads to the page; the rest makes it good for one way only.
         parameter = f"{page.id}.{self._ids.token()}"
         away = _hash(parameter)
@@ -242,8 +256,11 @@ class SignIn:
         )
         if found.visitor is None:
             return await self._back(page, user)
-        await self._visitors.merge(server, found.visitor, user)
-        await self._change(page, SignInState.kept)
+        try:
+            by_them = await self._visitors.merge(server, found.visitor, user)
+        except NotFound as error:
+            raise SignInOver from error  # one of the two was erased meanwhile
+        await self._change(page, lambda state: state.kept(by_them=by_them))
         return None
 
     async def _back(self, page: Page, user: UserId | None) -> str:

@@ -14,7 +14,7 @@ A browser is sent to a server's pages by an MCP client, and goes back to it as a
 
 It is over when the browser goes back to the client, or when 15 minutes have passed: then nothing is left of it. A
 visitor who keeps their progress has approved that beforehand and begins at CHOOSING; there is nobody to go back to, so
-that it ends as KEPT. Whoever says no ends it at once, from anywhere.
+that it ends as KEPT, or as KEPT_ELSEWHERE. Whoever says no ends it at once, from anywhere.
 
 Before it is approved nothing is sent to anybody. Whatever does not fit the stage, such as the answer to a question that
 is no longer asked, changes nothing. `trouble` is what the next page has to say, and goes with the next thing done.
@@ -37,6 +37,8 @@ CODE_LIFETIME = Millis(10 * 60_000)
 # One in 40,000 to guess a code of six digits, with all five codes of a sign-in.
 MAX_TRIES = 5
 MAX_SENDS = 5
+# Each may make this service ask the provider: enough for whoever fails there, and no hammer.
+MAX_VISITS = 5
 
 EMAIL_ISSUER = "email"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -112,6 +114,11 @@ class Stage(StrEnum):
     """Nothing: who they are is known."""
     KEPT = "kept"
     """Nothing: what a visitor had done belongs to them."""
+    KEPT_ELSEWHERE = "kept_elsewhere"
+    """Nothing: what a visitor had done belongs to another account already."""
+
+
+_ENDS_OF_KEEPING = (Stage.KEPT, Stage.KEPT_ELSEWHERE)
 
 
 class Trouble(StrEnum):
@@ -123,6 +130,7 @@ class Trouble(StrEnum):
     WRONG_CODE = "wrong_code"
     CODE_EXPIRED = "code_expired"
     CODE_USED_UP = "code_used_up"
+    NO_MORE_VISITS = "no_more_visits"
     PROVIDER_FAILED = "provider_failed"
     ADDRESS_UNPROVED = "address_unproved"
     """The provider vouches for no address, so that a code has to."""
@@ -150,6 +158,8 @@ class SignInState:
     email: str | None = None
     code: SentCode | None = None
     sends: int = 0
+    visits: int = 0
+    """How often they went to the provider."""
     away: bytes | None = None
     proven: IdentityKey | None = None
     trouble: Trouble | None = None
@@ -161,10 +171,11 @@ class SignInState:
             (self.problem is not None) == (self.trouble is Trouble.PROVIDER_FAILED)
             and (self.code is not None) == (self.stage is Stage.CODE_SENT)
             and (self.away is not None) == (self.stage is Stage.AWAY)
-            and (self.email is not None or self.stage not in (Stage.CODE_SENT, Stage.IDENTIFIED, Stage.KEPT))
+            and (self.email is not None or self.stage not in (Stage.CODE_SENT, Stage.IDENTIFIED, *_ENDS_OF_KEEPING))
             and (self.client is not None or self.stage is not Stage.ASKED)
-            and (self.client is None or self.stage is not Stage.KEPT)
+            and (self.client is None or self.stage not in _ENDS_OF_KEEPING)
             and 0 <= self.sends <= MAX_SENDS
+            and 0 <= self.visits <= MAX_VISITS
         )
         if not is_sound:
             raise InvalidValue("this is no state of a sign-in")
@@ -183,6 +194,11 @@ class SignInState:
     def may_choose(self) -> bool:
         """Whether it was approved, and is open who they are."""
         return self.stage in (Stage.CHOOSING, Stage.AWAY)
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether they may go to the provider."""
+        return self.may_choose and self.visits < MAX_VISITS
 
     @property
     def may_send(self) -> bool:
@@ -235,7 +251,11 @@ class SignInState:
 
     def leave(self, away: bytes) -> SignInState:
         """They go to the provider, whose answer is recognised by `away`. Earlier ways there lead nowhere any more."""
-        return self._at(Stage.AWAY, away=away) if self.may_choose else self
+        if not self.may_choose:
+            return self
+        if self.visits >= MAX_VISITS:
+            return self._troubled(Trouble.NO_MORE_VISITS)
+        return self._at(Stage.AWAY, away=away, visits=self.visits + 1)
 
     def is_awaiting(self, away: bytes) -> bool:
         """Whether this is the way back that is waited for."""
@@ -255,10 +275,10 @@ class SignInState:
             return self
         return self._at(Stage.CHOOSING, trouble=Trouble.PROVIDER_FAILED, problem=problem)
 
-    def kept(self) -> SignInState:
-        """What the visitor had done belongs to the person now."""
+    def kept(self, *, by_them: bool) -> SignInState:
+        """What the visitor had done belongs to the person now, or, if not `by_them`, to somebody else before."""
         is_due = self.client is None and self.stage is Stage.IDENTIFIED
-        return self._at(Stage.KEPT) if is_due else self
+        return self._at(Stage.KEPT if by_them else Stage.KEPT_ELSEWHERE) if is_due else self
 
     def _at(self, stage: Stage, **values: Any) -> SignInState:
         """At another stage, without what belonged to the one before it alone."""

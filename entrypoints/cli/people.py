@@ -129,7 +129,7 @@ def user_erase(org: str, who: str, is_sure: bool, data_dir: Path | None, as_json
     show(
         as_json,
         {"id": erased.user_id, "calls": erased.calls},
-        f"Erased {_name(record)} from {org}. That {calls} were made stays in the log, without who and what."
+        f"Erased {_name(record)} from {org}. Of {calls} it stays in the log that they were made, without who and what."
         if erased.calls
         else f"Erased {_name(record)} from {org}.",
     )

@@ -43,6 +43,8 @@ def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bo
     settings = Settings.from_environment(data_dir=data_dir)
     with listening(host, port) as listener, storage(settings, say) as held:
         asyncio.run(held.check())
+        if settings.smtp_url is None:
+            say("Nobody can sign in by an e-mailed code: CAIRN_SMTP_URL is not set.")
         url = f"{listener.address}/mcp"
         said = f"Cairn serves at {url} (stop it with Ctrl-C)"
         serve_until_stopped(
@@ -71,7 +73,9 @@ def _described(tool: dict[str, Any]) -> list[str]:
     schema = tool["input_schema"]
     lines = [f"## {tool['name']}", "", tool["description"], ""]
     lines.append("Read-only. " if tool["read_only"] else "Writes. ")
-    lines[-1] += "Open without a token where the auth mode is on_demand." if tool["open"] else "Needs a token."
+    lines[-1] += (
+        "Open without a token where the auth mode is on_demand or anonymous." if tool["open"] else "Needs a token."
+    )
     for name, argument in schema["properties"].items():
         required = (
             "required" if name in schema.get("required", []) else f"default {json.dumps(argument.get('default'))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any, cast
 import structlog
 from litestar import Litestar, Request, Response, asgi
 from litestar.exceptions import HTTPException
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from domain.errors import TemporarilyUnavailable, TooManyRequests
@@ -125,8 +127,7 @@ def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case TemporarilyUnavailable():
             refusal = away()
         case HTTPException(status_code=405):
-            allowed = (error.headers or {}).get("Allow", "GET")
-            refusal = Refusal(405, "This is not served here.", (b"allow", allowed.encode()))
+            refusal = Refusal(405, "This is not served here.", (b"allow", _methods_at(request).encode()))
         case HTTPException() if error.status_code < 500:
             refusal = Refusal(error.status_code, "This request cannot be understood.")
         case _:
@@ -136,7 +137,19 @@ def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[byte
     place = place_of(request.scope["path"])
     body, described = refusal_body(place.kind if place else Kind.PAGE, refusal)
     headers = {name.decode(): value.decode() for name, value in (*described, *refusal.headers)}
-    return Response(body, status_code=refusal.status, headers=headers, media_type=headers.pop("content-type"))
+    # Of text, Litestar says the encoding by itself.
+    media_type = headers.pop("content-type").partition(";")[0]
+    return Response(body, status_code=refusal.status, headers=headers, media_type=media_type)
+
+
+def _methods_at(request: Request[Any, Any, Any]) -> str:
+    """RFC 9110 section 10.2.1. The router knows them, and its exception does not say them."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        pattern = re.sub(r"\{[^}]*\}", "[^/]+", route.path_format)
+        if isinstance(route, HTTPRoute) and re.fullmatch(pattern, request.scope["path"]):
+            methods |= route.methods | ({"HEAD"} if "GET" in route.methods else set())
+    return ", ".join(sorted(methods))
 
 
 async def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import ClassVar
 
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -28,6 +30,12 @@ class PunctualProtocol(H11Protocol):
             self._cancel()
         elif self._due is None:
             self._wait_for_head()
+
+    def send_400_response(self, msg: str) -> None:
+        # uvicorn does not ask whether an answer has begun, or whether it may have a body: one to HEAD has none.
+        with suppress(LocalProtocolError):
+            super().send_400_response(msg)
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()

@@ -75,6 +75,7 @@ _T = TypeVar("_T")
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
+_MAX_PORT = 65_535
 # For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
 _LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
@@ -119,7 +120,8 @@ class Gate:
         _take_absolute_form(http, host)
         place = place_of(http["path"])
         is_welcome = self._welcomes(place, headers)
-        send = to_page(send, headers.only(b"origin") if is_welcome else None)
+        may_read = is_welcome and (place is None or place.kind is not Kind.PAGE)
+        send = to_page(send, headers.only(b"origin") if may_read else None)
         request = Request()
         try:
             site = await self._reach(http, headers, host, place)
@@ -138,15 +140,18 @@ class Gate:
                 arrival, receive = await self._admit(site, place, http, headers, receive, request)
         except Refusal as refusal:
             is_unread = not request.is_read and headers.announce_a_body()
-            await _refuse(receive, send, place, refusal, request, is_unread=is_unread)
+            kind = place.kind if place else Kind.PAGE if headers.take_pages() else Kind.MCP
+            await _refuse(receive, send, kind, refusal, request, is_unread=is_unread)
         except _Gone:
             return
         else:
             if place.kind is not Kind.MCP:
                 assert site is not None  # noqa: S101  # or it would have been refused
                 found: Any = {sites.STATE_KEY: Visit(site, self._address(http, headers))}
-                scope["state"] = {**scope.get("state", {}), **found}
-                await self._app(scope, receive, send)
+                # RFC 9110 section 9.3.2: as GET; the body is left out by whoever writes the answer.
+                method = "GET" if http["method"] == "HEAD" else http["method"]
+                state = {**scope.get("state", {}), **found}
+                await self._app(cast(Scope, {**scope, "method": method, "state": state}), receive, send)
                 return
             scope["state"] = {**scope.get("state", {}), STATE_KEY: arrival}
             scope["path"], scope["raw_path"] = "/mcp", b"/mcp"
@@ -315,8 +320,9 @@ class _Gone(Exception):
 
 
 def _host(headers: Headers) -> str | None:
-    host = headers.only(b"host")
-    return host.lower() if host is not None and _HOST.fullmatch(host.lower()) else None
+    host = (headers.only(b"host") or "").lower()
+    match = _HOST.fullmatch(host)
+    return host if match and 0 < int((match[2] or ":1")[1:]) <= _MAX_PORT else None
 
 
 def _take_absolute_form(scope: HTTPScope, host: str | None) -> None:
@@ -486,9 +492,9 @@ def _unclear(problem: str) -> Refusal:
 
 
 async def _refuse(
-    receive: Receive, send: Send, place: Place | None, refusal: Refusal, request: Request, *, is_unread: bool
+    receive: Receive, send: Send, kind: Kind, refusal: Refusal, request: Request, *, is_unread: bool
 ) -> None:
-    body, described = refusal_body(place.kind if place else Kind.MCP, refusal, request.id)
+    body, described = refusal_body(kind, refusal, request.id)
     headers = [
         *described,
         (b"content-length", str(len(body)).encode()),

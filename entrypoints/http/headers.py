@@ -45,6 +45,10 @@ class Headers:
         """The values of all whose names begin so."""
         return [value for key, value in self._all if key.startswith(prefix)]
 
+    def take_pages(self) -> bool:
+        """Whether a browser shows the answer to somebody (RFC 9110 section 12.5.1)."""
+        return any(each.partition(";")[0].strip() == "text/html" for each in self.listed(b"accept"))
+
     def ask_for_a_page(self) -> bool:
         """A browser's question whether a page may send something ("CORS-preflight request")."""
         return self.count(b"origin") > 0 and self.count(b"access-control-request-method") > 0
@@ -74,6 +78,8 @@ class Headers:
         "append a request Origin header"); it says by Sec-Fetch-Site whose they are.
         """
         site = self.only(b"sec-fetch-site")
+        if self.count(b"sec-fetch-site") > 1:
+            return False
         if site is not None:
             # A client's own page, or a provider's, sends people here by a link, and never with a form.
             return site in ("same-origin", "none") or not self.count(b"origin")

@@ -80,7 +80,7 @@ def message_of(text: str, request: Request) -> dict[str, Any]:
     if containers > _MAX_CONTAINERS:
         raise _no_message(f"A body has at most {_MAX_CONTAINERS:,} arrays and objects.")
     try:
-        decoded = _READER.decode(text)
+        decoded = READER.decode(text)
     except RecursionError as error:
         raise _too_deep() from error
     except ValueError as error:
@@ -127,7 +127,8 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-_READER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+READER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+"""Of JSON with one meaning. Raises `Refusal` where an object names a member twice, ValueError and RecursionError."""
 
 
 _CONTAINERS = frozenset({dict, list})

@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from application.authorization import Authorization
 from application.ports import OAuthAnswer, Parameters
 from domain.oauth import AUTH_METHODS, GRANT_TYPES, SCOPES, WALKTHROUGHS
-from entrypoints.http.message import Refusal
+from entrypoints.http.message import READER, Refusal, text_of
 from entrypoints.http.pages import problem_page
 from entrypoints.http.site import PAGE_HEADERS, body_of, browser_of, form_of, new_secret, query_of, visit
 
@@ -50,10 +50,12 @@ def oauth_handlers(authorization: Authorization) -> list[HTTPRouteHandler]:
 
     @post("/register")
     async def register(request: Request[Any, Any, Any]) -> Response[bytes]:
-        found, metadata = visit(request), await _metadata_of(request)
-        if metadata is None:
-            problem = "Send a JSON object of client metadata: 'Content-Type: application/json'."
-            return _json(OAuthAnswer(400, {"error": "invalid_client_metadata", "error_description": problem}))
+        found, body = visit(request), await body_of(request)
+        try:
+            metadata = _metadata_of(request.headers.get("content-type", ""), body)
+        except Refusal as refusal:
+            error = {"error": "invalid_client_metadata", "error_description": refusal.problem}  # RFC 7591 section 3.2.2
+            return _json(OAuthAnswer(400, error))
         return _json(await authorization.register(found.site, metadata, found.address))
 
     # Clients that know a server by its endpoint's address look at the forms with a path, OpenID clients at their own.
@@ -117,14 +119,14 @@ def _authorization_server(issuer: str, *, reads_documents: bool) -> Response[byt
     return _document(document)
 
 
-async def _metadata_of(request: Request[Any, Any, Any]) -> dict[str, Any] | None:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return None
+def _metadata_of(content_type: str, body: bytes) -> dict[str, Any]:
     try:
-        metadata = msgspec.json.decode(await body_of(request))
+        metadata = READER.decode(text_of(body))
     except (ValueError, RecursionError):
-        return None
-    return metadata if isinstance(metadata, dict) else None
+        metadata = None
+    if content_type.partition(";")[0].strip().lower() != "application/json" or not isinstance(metadata, dict):
+        raise Refusal(400, "Send a JSON object of client metadata: 'Content-Type: application/json'.")
+    return metadata
 
 
 async def _form_of(request: Request[Any, Any, Any]) -> Parameters:

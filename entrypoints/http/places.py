@@ -30,7 +30,8 @@ _PATHS = {
         r"|/(token|register|revoke)"
     ),
     Kind.PAGE: re.compile(
-        r"/|/authorize|/sign-in(/callback)?|/v/[A-Za-z0-9_-]{10,50}(/keep)?|/assets/[a-z0-9.-]{1,50}|/dev/outbox\.json"
+        # At a personal address, whatever was copied of it: its page says what is wrong.
+        r"/|/authorize|/sign-in(/callback)?|/v/[^/]{1,50}(/keep)?|/assets/[a-z0-9.-]{1,50}|/dev/outbox\.json"
     ),
 }
 METHODS = {Kind.MCP: b"POST", Kind.OAUTH: b"GET, POST"}

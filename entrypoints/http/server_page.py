@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from litestar import Request, Response, get, post
@@ -15,7 +17,7 @@ from domain.tenancy import AuthMode, Caller
 from entrypoints.http.connecting import clients
 from entrypoints.http.message import Refusal
 from entrypoints.http.pages import page, problem_page
-from entrypoints.http.site import browser_of, new_secret, visit
+from entrypoints.http.site import PAGE_HEADERS, browser_of, new_secret, visit
 
 
 def server_page(learning: Learning, visitors: Visitors, sign_in: SignIn) -> list[HTTPRouteHandler]:
@@ -49,13 +51,13 @@ def server_page(learning: Learning, visitors: Visitors, sign_in: SignIn) -> list
 
     @post("/v/{visitor:str}/keep")
     async def keep(request: Request[Any, Any, Any], visitor: str) -> Response[bytes]:
-        site = visit(request).site
+        site, address = visit(request).site, visit(request).address
         found = await visitors.visitor(site.server.key, visitor)
         if found is None or isinstance(found, Spent):
             return _no_longer(found)
         id = new_secret()
         browser, headers = browser_of(request)
-        await sign_in.begin_keeping(site, found, id, browser)
+        await sign_in.begin_keeping(site, found, id, browser, address)
         return _see(f"/sign-in?request={id}", headers)
 
     return [show, mint, show_personal, keep]
@@ -92,6 +94,7 @@ async def _page(learning: Learning, site: Site, url: str, personal: str | None =
     )
 
 
-def _see(place: str, headers: Any = None) -> Response[bytes]:
+def _see(place: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response[bytes]:
     """Sends a browser on from a form (RFC 9110 section 15.4.4)."""
-    return Response(b"", status_code=303, headers={"location": place, "cache-control": "no-store", **(headers or {})})
+    to = {**PAGE_HEADERS, **headers, "location": place}
+    return Response(b"", status_code=303, media_type="text/plain", headers=to)

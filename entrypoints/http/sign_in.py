@@ -30,6 +30,7 @@ _TEMPLATES = {
     Stage.CODE_SENT: "code.html",
     Stage.IDENTIFIED: "continue.html",
     Stage.KEPT: "kept.html",
+    Stage.KEPT_ELSEWHERE: "kept_elsewhere.html",
 }
 
 
@@ -54,7 +55,7 @@ def sign_in_pages(sign_in: SignIn, outbox: Mapping[str, str] | None) -> list[HTT
         elif decision == "approve":
             await sign_in.approve(shown)
         elif action == "provider":
-            location = await sign_in.leave(shown)
+            location = await sign_in.leave(shown, address)
         elif action == "again":
             await sign_in.send_code(shown, None, address)
         elif action == "other":

@@ -15,6 +15,7 @@ from litestar.exceptions import InternalServerException
 
 from application.ports import Parameters
 from domain.oauth import Site
+from entrypoints.http.headers import Headers
 from entrypoints.http.message import Refusal
 
 STATE_KEY = "visit"
@@ -57,11 +58,26 @@ def browser_of(request: Request[Any, Any, Any]) -> tuple[str, Mapping[str, str]]
     """
     is_secure = visit(request).site.origin.startswith("https://")
     name = "__Host-cairn-browser" if is_secure else "cairn-browser"
-    known = request.cookies.get(name, "")
-    if _SECRET.fullmatch(known):
-        return known, {}
+    known = [value for each, value in _cookies(request) if each == name]
+    # Of two, which one is this browser's cannot be known: another host of the domain may have set the other.
+    if len(known) == 1 and _SECRET.fullmatch(known[0]):
+        return known[0], {}
     fresh = new_secret()
     return fresh, {"set-cookie": f"{name}={fresh}; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if is_secure else "")}
+
+
+def _cookies(request: Request[Any, Any, Any]) -> list[tuple[str, str]]:
+    """Names and values as they came (RFC 6265 section 4.2.1): nothing is decoded, and no name taken for another.
+
+    Readers that strip more than spaces and tabs take a cookie whose name begins with, say, U+00A0 for `__Host-…`, and
+    any host of the domain may set that.
+    """
+    pairs = [
+        pair.strip(" \t").partition("=")
+        for header in Headers(request.scope).all(b"cookie")
+        for pair in header.split(";")
+    ]
+    return [(name, value) for name, _, value in pairs]
 
 
 def new_secret() -> str:
@@ -104,8 +120,9 @@ async def body_of(request: Request[Any, Any, Any]) -> bytes:
                     raise Refusal(413, f"This takes at most {MAX_FORM_BYTES:,} bytes.")
     except TimeoutError as error:
         problem = f"The body was not there within {_BODY_SECONDS:.0f} s: send it again, at once."
-        # RFC 9110 section 15.5.9; what still comes of it is no request.
-        raise Refusal(408, problem, (b"connection", b"close")) from error
+        # The connection is left to entrypoints/http/connections.py: closed on bytes under way, it would be reset, and
+        # the answer lost.
+        raise Refusal(408, problem) from error
     except InternalServerException as error:  # the client went away: nobody reads this, and nothing is wrong here
         raise Refusal(400, "The body does not come to its end.") from error
     return body

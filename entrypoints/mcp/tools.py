@@ -55,7 +55,7 @@ class Tool(Generic[ArgumentsT]):
     run: Callable[[Learning, Caller, ArgumentsT], Awaitable[Answer]]
     is_read_only: bool
     is_open: bool = False
-    """Whether it may be called without a token on a server whose auth mode is `on_demand`."""
+    """Whether it may be called without a token on a server whose auth mode is not `on_connect`."""
 
     def decode(self, arguments: Mapping[str, Any] | None) -> ArgumentsT:
         """The arguments of a call, checked. `null` counts as absent.

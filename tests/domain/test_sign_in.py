@@ -13,6 +13,7 @@ from domain.sign_in import (
     CODE_LIFETIME,
     MAX_SENDS,
     MAX_TRIES,
+    MAX_VISITS,
     AskingClient,
     IdentityKey,
     SignInState,
@@ -95,6 +96,7 @@ def test_a_code_is_taken_until_ten_minutes_are_over_and_not_then() -> None:
     assert late == replace(SENT, trouble=Trouble.CODE_EXPIRED)
 
 
+@pytest.mark.promise("auth.refused")
 def test_the_fifth_wrong_code_ends_it_and_another_one_may_be_sent() -> None:
     state, told = SENT, []
     for _ in range(MAX_TRIES):
@@ -166,6 +168,21 @@ def test_a_return_that_is_not_waited_for_changes_nothing(elsewhere: SignInState)
     assert elsewhere.failed(OLD_WAY, "no") == elsewhere
 
 
+def test_the_sixth_way_to_the_provider_is_not_gone_and_a_code_still_signs_in() -> None:
+    state = CHOOSING
+    for number in range(MAX_VISITS):
+        assert state.may_leave
+        state = state.leave(bytes([number])).failed(bytes([number]), "It said no.")
+        assert state.visits == number + 1
+    assert not state.may_leave
+    assert state.leave(WAY) == replace(state, trouble=Trouble.NO_MORE_VISITS, problem=None)
+    assert not state.leave(WAY).is_awaiting(WAY)
+    assert state.send("ada@example.com", CODE, NOW).try_code(CODE, NOW).stage is Stage.IDENTIFIED
+    # Who is away on the fifth way may still come back by it.
+    away = replace(CHOOSING, visits=MAX_VISITS - 1).leave(WAY)
+    assert away.leave(OLD_WAY).come_back(WAY, IDENTITY, "ada@example.com").stage is Stage.IDENTIFIED
+
+
 # --------------------------------------------------------------------------------------------------------- stages
 
 
@@ -175,10 +192,11 @@ def test_nothing_but_a_yes_leads_on_from_the_question_whether_the_client_may() -
         ASKED.try_code(CODE, NOW),
         ASKED.leave(WAY),
         ASKED.choose_again(),
-        ASKED.kept(),
+        ASKED.kept(by_them=True),
     ):
         assert state == ASKED
     assert not ASKED.may_send
+    assert not ASKED.may_leave
     assert ASKED.approve() == SignInState(Stage.CHOOSING, CLIENT)
 
 
@@ -189,16 +207,18 @@ def test_whoever_is_known_is_asked_nothing_more() -> None:
         IDENTIFIED.try_code(WRONG, NOW),
         IDENTIFIED.leave(WAY),
         IDENTIFIED.choose_again(),
-        IDENTIFIED.kept(),  # there is a client to go back to
+        IDENTIFIED.kept(by_them=True),  # there is a client to go back to
     ):
         assert state == IDENTIFIED
 
 
-def test_a_visitor_who_is_known_ends_with_what_they_had_kept() -> None:
+@pytest.mark.parametrize(("by_them", "end"), [(True, Stage.KEPT), (False, Stage.KEPT_ELSEWHERE)])
+def test_a_visitor_who_is_known_ends_with_who_keeps_what_they_had_done(by_them: bool, end: Stage) -> None:
     known = SignInState.keeping().send("ada@example.com", CODE, NOW).try_code(CODE, NOW)
-    assert known.kept() == SignInState(Stage.KEPT, None, email="ada@example.com", sends=1)
-    assert SignInState.keeping().kept() == SignInState.keeping()
-    assert known.kept().send("bob@example.com", OTHER, NOW) == known.kept()
+    kept = known.kept(by_them=by_them)
+    assert kept == SignInState(end, None, email="ada@example.com", sends=1)
+    assert SignInState.keeping().kept(by_them=by_them) == SignInState.keeping()
+    assert kept.send("bob@example.com", OTHER, NOW) == kept.kept(by_them=not by_them) == kept
 
 
 @pytest.mark.parametrize(
@@ -211,9 +231,13 @@ def test_a_visitor_who_is_known_ends_with_what_they_had_kept() -> None:
         {"stage": Stage.IDENTIFIED, "email": None},
         {"stage": Stage.ASKED, "client": None},
         {"stage": Stage.KEPT, "email": "ada@example.com"},
+        {"stage": Stage.KEPT_ELSEWHERE, "email": "ada@example.com"},
+        {"stage": Stage.KEPT_ELSEWHERE, "client": None},
         {"trouble": Trouble.PROVIDER_FAILED},
         {"problem": "why"},
         {"sends": MAX_SENDS + 1},
+        {"visits": MAX_VISITS + 1},
+        {"visits": -1},
     ],
     ids=str,
 )
@@ -237,7 +261,7 @@ class Deed:
 
 _NUMBERS = st.integers(0, 2)
 _DEEDS = st.one_of(
-    st.sampled_from([Deed("approve"), Deed("other"), Deed("kept")]),
+    st.sampled_from([Deed("approve"), Deed("other"), Deed("kept"), Deed("kept", number=1)]),
     st.builds(Deed, st.just("send"), st.sampled_from(["ada@example.com", "bob@example.com", "nobody"]), _NUMBERS),
     st.builds(Deed, st.sampled_from(["try", "unsent", "leave", "fail"]), number=_NUMBERS),
     st.builds(Deed, st.just("return"), st.sampled_from(["ada@example.com", ""]), _NUMBERS),
@@ -246,6 +270,7 @@ _DEEDS = st.one_of(
 _HASHES = [bytes([number]) * 32 for number in range(3)]
 
 
+@pytest.mark.promise("auth.refused")
 @examples(800)
 @given(begun=st.sampled_from([ASKED, SignInState.keeping()]), deeds=st.lists(_DEEDS, max_size=25))
 def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: SignInState, deeds: list[Deed]) -> None:
@@ -254,7 +279,7 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
     is_approved = begun.client is None
     open_code: tuple[str, int, int, int] | None = None  # mailbox, number, until, wrong tries
     open_way: int | None = None
-    sends = 0
+    sends = visits = 0
     known: str | None = None
     for deed in deeds:
         hash_ = _HASHES[deed.number]
@@ -266,7 +291,7 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
                 state = state.choose_again()
                 open_code = None
             case "kept":
-                state = state.kept()
+                state = state.kept(by_them=deed.number == 0)
             case "wait":
                 now += deed.later
             case "send":
@@ -288,8 +313,9 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
                         open_code = (mailbox, number, until, wrong + 1)
             case "leave":
                 state = state.leave(hash_)
-                if asks and open_code is None:
+                if asks and open_code is None and visits < MAX_VISITS:
                     open_way = deed.number
+                    visits += 1
             case "fail":
                 state = state.failed(hash_, "no")
                 open_way = None if open_way == deed.number else open_way
@@ -297,10 +323,10 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
                 state = state.come_back(hash_, IDENTITY, deed.mailbox or None)
                 if open_way == deed.number:
                     known, open_way = deed.mailbox or None, None
-        assert (state.stage in (Stage.IDENTIFIED, Stage.KEPT)) == (known is not None)
+        assert (state.stage in (Stage.IDENTIFIED, Stage.KEPT, Stage.KEPT_ELSEWHERE)) == (known is not None)
         assert known is None or state.email == known
         assert (state.stage is Stage.ASKED) == (not is_approved)
         assert (state.code is not None) == (open_code is not None)
         assert (state.away is not None) == (open_way is not None)
-        assert state.sends == sends
+        assert (state.sends, state.visits) == (sends, visits)
         assert state.client == begun.client

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import pytest
@@ -27,6 +27,7 @@ from adapters.system import SystemClock
 from domain.progress import Outcome, Progress, ProgressEvent, ProgressKey, StepHandle, replay
 from domain.tenancy import AuthMode, Caller, Server
 from domain.walkthrough import PublishPolicy, VersionKey
+from entrypoints.http.places import place_of
 from tests.fakes import CountedIds
 from tests.fuzz.envelopes import HANDSHAKE, MODERN, OAUTH, PAGES, Facts, Request, requests
 from tests.fuzz.running import fuzz
@@ -335,7 +336,8 @@ def _judge_answer(request: Request, answer: Answer) -> None:
         assert (answer.status, answer.body) == (400, b"Invalid HTTP request received.")
         return
     path = request.target.partition("?")[0]
-    if path in PAGES:
+    is_nowhere = place_of(unquote(path)) is None
+    if path in PAGES or (is_nowhere and "text/html" in ",".join(request.header("accept"))):
         assert answer.headers.get("content-type") == "text/html; charset=utf-8"
         return
     assert answer.headers.get("content-type") == "application/json"

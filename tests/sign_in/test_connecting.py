@@ -36,6 +36,7 @@ def words(client: Client) -> list[str]:
     return shlex.split(command)
 
 
+@pytest.mark.promise("server-page")
 def test_six_clients_are_told_of_each_with_something_to_copy_and_how_far_it_was_tried() -> None:
     told = clients("acme", URL)
     assert [each.name for each in told] == ["Claude Code", "Cursor", "VS Code", "Codex", "Gemini CLI", "ChatGPT"]
@@ -46,6 +47,7 @@ def test_six_clients_are_told_of_each_with_something_to_copy_and_how_far_it_was_
     ]
 
 
+@pytest.mark.promise("server-page")
 def test_the_commands_are_those_that_the_clients_take() -> None:
     assert words(client("Claude Code")) == [
         "claude", "mcp", "add", "--transport", "http", "--scope", "user", "acme", URL,
@@ -116,6 +118,7 @@ def test_whatever_stands_in_a_name_or_address_comes_out_as_it_went_in(name: str,
     assert json.loads(unquote(code.partition("?")[2]))["name"] == name
 
 
+@pytest.mark.promise("server-page")
 def test_a_real_shell_reads_the_commands_as_they_are_meant() -> None:
     hostile = 'it\'s "$HOME" `id` $(id) \\ 🗿; rm -rf ~ & #'
     command = claude_code_command("acme", URL, hostile).replace("claude", "printf '%s\\n'", 1)

@@ -52,7 +52,7 @@ async def _told(limits: MemoryRateLimits | RedisRateLimits, limit: Limit, *who: 
 
 def test_every_limit_is_as_it_stands_in_the_code_but_for_those_that_are_set() -> None:
     assert rates("") == {limit: limit.rate for limit in Limit}
-    assert len(rates("")) == 12, "no limit is another one under a second name"
+    assert len(rates("")) == 13, "no limit is another one under a second name"
     changed = rates(" calls_per_user=1000/30,codes_per_address=off\n, visitors_per_network=1/86400 ")
     assert changed == rates("") | {
         Limit.CALLS_PER_USER: Rate(1000, 30),

@@ -10,23 +10,38 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from adapters import mail
 from adapters.mail import Outbox, SmtpMailer
 from domain.errors import InvalidValue
+from domain.sign_in import SignInState
+from domain.tenancy import Millis, email_address
+from tests.domain.generate import examples
 from tests.sign_in.conftest import Mailbox
 
 SENDER = "Führer durch Acme <guides@acme.example.com>"
 
 
+def is_address(typed: str) -> bool:
+    try:
+        email_address(typed)
+    except InvalidValue:
+        return False
+    return True
+
+
 @contextmanager
-def mail_server(host: str = "127.0.0.1", mailbox: Mailbox | None = None) -> Iterator[tuple[Mailbox, str]]:
+def mail_server(
+    host: str = "127.0.0.1", mailbox: Mailbox | None = None, *, speaks_utf8: bool = False
+) -> Iterator[tuple[Mailbox, str]]:
     """A mail server, and its host and port."""
     with socket.create_server((host, 0)) as free:
         port = free.getsockname()[1]
     mailbox = mailbox or Mailbox()
-    controller = Controller(mailbox, hostname=host, port=port)
+    controller = Controller(mailbox, hostname=host, port=port, enable_SMTPUTF8=speaks_utf8)
     controller.start()
     try:
         yield mailbox, f"{host}:{port}"
@@ -34,6 +49,7 @@ def mail_server(host: str = "127.0.0.1", mailbox: Mailbox | None = None) -> Iter
         controller.stop()
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_message_arrives_as_it_was_meant() -> None:
     with mail_server() as (mailbox, at):
         assert await SmtpMailer(f"smtp://{at}", SENDER).send("ada@example.com", "Für Ada: “Hi”", "123456\n\nörks\n")
@@ -44,6 +60,7 @@ async def test_a_message_arrives_as_it_was_meant() -> None:
     assert message["date"].datetime.tzinfo is not None
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     ("to", "subject"),
     [
@@ -57,6 +74,32 @@ async def test_nothing_that_is_put_into_a_header_adds_another_one_or_another_rea
     with mail_server() as (mailbox, at):
         assert not await SmtpMailer(f"smtp://{at}", SENDER).send(to, subject, "123456")
     assert mailbox.messages == []
+
+
+_ATOM = st.text("abcXYZ019!#$%&'*+-/=?^_`{|}~é한ष", min_size=1, max_size=8)
+_ADDRESSES = st.builds(
+    "{}@{}".format,
+    st.lists(_ATOM, min_size=1, max_size=4).map(".".join),
+    st.sampled_from(["example.com", "Sub.Example.org.", "exämple.com", "ｅxample.com"]),
+)
+
+
+@pytest.mark.promise("auth.identity")
+def test_a_message_goes_to_the_very_address_that_becomes_the_identity() -> None:
+    with mail_server(speaks_utf8=True) as (mailbox, at):
+
+        @examples(150)
+        @given(_ADDRESSES.filter(is_address))
+        def check(typed: str) -> None:
+            state = SignInState.keeping().send(typed, b"1" * 32, Millis(1))
+            assert state.email is not None
+            assert asyncio.run(SmtpMailer(f"smtp://{at}", SENDER).send(state.email, "Your code", "123456"))
+            to, message = mailbox.messages.pop()
+            assert (to, mailbox.messages) == (state.email, [])
+            (reader,) = message["to"].addresses
+            assert reader.addr_spec.encode(errors="surrogateescape").decode() == to  # RFC 6532: UTF-8 as it is
+
+        check()
 
 
 async def test_an_address_that_the_server_refuses_is_told_and_not_logged() -> None:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -18,6 +19,7 @@ from tests.processes import serving
 from tests.serving.conftest import call, make_tenant
 from tests.sign_in.conftest import REDIRECT_URI, Asking, Host, Mailbox, answered
 
+WAITING = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 METADATA = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
 
 
@@ -51,6 +53,7 @@ def assert_is_refusal(answer: httpx2.Response, status: int, error: str) -> None:
 # ---------------------------------------------------------------------------------------------- the documents
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_the_challenge_leads_to_the_documents_and_they_to_the_endpoints(acme: Host, globex: Host) -> None:
     for host in (acme, globex):
         http = await host.http()
@@ -85,6 +88,7 @@ async def test_the_challenge_leads_to_the_documents_and_they_to_the_endpoints(ac
         }
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_the_documents_are_found_where_clients_look_for_them(acme: Host) -> None:
     http = await acme.http()
     root = (await http.get("/.well-known/oauth-protected-resource")).json()
@@ -105,6 +109,7 @@ async def test_the_documents_are_found_where_clients_look_for_them(acme: Host) -
 # ------------------------------------------------------------------------------------------------- the whole way
 
 
+@pytest.mark.promise("gate.other-server-token")
 async def test_a_token_is_good_on_its_server_and_nowhere_else(acme: Host, labs: Host, globex: Host) -> None:
     _, tokens = await sign_in(acme, resource=f"{acme.origin}/mcp")
     assert tokens["expires_in"] == 3600
@@ -112,6 +117,7 @@ async def test_a_token_is_good_on_its_server_and_nowhere_else(acme: Host, labs: 
     assert await status_of_a_call(acme, tokens["refresh_token"]) == 401
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_tokens_are_refreshed_and_revoked(acme: Host) -> None:
     asking, tokens = await sign_in(acme, scope="walkthroughs offline_access")
     assert tokens["scope"] == "walkthroughs offline_access"
@@ -127,6 +133,7 @@ async def test_tokens_are_refreshed_and_revoked(acme: Host) -> None:
         assert_is_refusal(await refresh(acme, asking, each["refresh_token"]), 400, "invalid_grant")
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_client_that_listens_on_another_port_of_the_own_machine_is_answered_there(acme: Host) -> None:
     asking = await acme.asking(redirect_uri="http://localhost:51234/callback")
     location = await (await acme.browser()).sign_in(asking.url)
@@ -136,6 +143,7 @@ async def test_a_client_that_listens_on_another_port_of_the_own_machine_is_answe
     assert (await acme.token(asking, location)).status_code == 200
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_that_is_redeemed_again_ends_the_tokens_that_it_was_good_for(acme: Host) -> None:
     asking = await acme.asking()
     location = await (await acme.browser()).sign_in(asking.url)
@@ -146,6 +154,7 @@ async def test_a_code_that_is_redeemed_again_ends_the_tokens_that_it_was_good_fo
     assert_is_refusal(await refresh(acme, asking, tokens["refresh_token"]), 400, "invalid_grant")
 
 
+@pytest.mark.promise("auth.refused")
 async def test_of_eight_redemptions_at_once_at_most_one_is_answered(acme: Host) -> None:
     asking = await acme.asking()
     location = await (await acme.browser()).sign_in(asking.url)
@@ -161,6 +170,7 @@ async def test_of_eight_redemptions_at_once_at_most_one_is_answered(acme: Host) 
 # --------------------------------------------------------------------------------------------- bad input: /token
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
@@ -181,6 +191,7 @@ async def test_a_code_that_does_not_fit_is_good_for_nothing(acme: Host, changed:
     assert (await acme.token(asking, location)).status_code == 200
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_of_one_server_is_good_at_no_other(acme: Host, labs: Host, globex: Host) -> None:
     asking = await acme.asking()
     location = await (await acme.browser()).sign_in(asking.url)
@@ -191,6 +202,7 @@ async def test_a_code_of_one_server_is_good_at_no_other(acme: Host, labs: Host, 
     assert (await acme.token(asking, location)).status_code == 200
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_refresh_that_asks_for_more_is_refused(acme: Host) -> None:
     asking, tokens = await sign_in(acme)
     wider = await refresh(acme, asking, tokens["refresh_token"], scope="walkthroughs offline_access")
@@ -199,6 +211,7 @@ async def test_a_refresh_that_asks_for_more_is_refused(acme: Host) -> None:
     assert_is_refusal(foreign, 400, "invalid_target")
 
 
+@pytest.mark.promise("auth.refused")
 async def test_an_unknown_client_is_told_so_and_how_to_prove_itself(acme: Host) -> None:
     http = await acme.http()
     form = {"grant_type": "refresh_token", "refresh_token": "x"}
@@ -211,6 +224,7 @@ async def test_an_unknown_client_is_told_so_and_how_to_prove_itself(acme: Host) 
         assert basic.headers["www-authenticate"] == 'Basic realm="cairn"'
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_client_with_a_secret_cannot_do_without(acme: Host) -> None:
     http = await acme.http()
     answer = await http.post("/register", json={"redirect_uris": [REDIRECT_URI]})
@@ -222,6 +236,7 @@ async def test_a_client_with_a_secret_cannot_do_without(acme: Host) -> None:
     assert (await acme.token(asking, location, client_secret=secret)).status_code == 200
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("path", ["/token", "/revoke"])
 async def test_only_a_form_whose_fields_come_once_is_read(acme: Host, path: str) -> None:
     http = await acme.http()
@@ -245,6 +260,7 @@ async def test_only_a_form_whose_fields_come_once_is_read(acme: Host, path: str)
 # ------------------------------------------------------------------------------------------- bad input: /authorize
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "changed",
     [
@@ -270,6 +286,7 @@ async def test_nobody_is_redirected_to_where_no_client_registered(acme: Host, ch
     assert "alert(1)" not in page.text
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize("name", ["client_id", "redirect_uri", "state", "scope", "code_challenge", "resource", "other"])
 async def test_a_parameter_that_comes_twice_is_refused(acme: Host, name: str) -> None:
     asking = await acme.asking(scope="walkthroughs", resource=acme.origin, other="1")
@@ -277,6 +294,7 @@ async def test_a_parameter_that_comes_twice_is_refused(acme: Host, name: str) ->
     assert (page.status_code, page.headers.get("location")) == (400, None)
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
@@ -303,12 +321,14 @@ async def test_a_client_is_told_what_is_wrong_with_state_and_iss(
     assert told == {"error": error, "state": asking.query["state"], "iss": acme.origin}
 
 
+@pytest.mark.promise("auth.oauth")
 @pytest.mark.parametrize("suffix", ["", "/", "/mcp", "/mcp/"])
 async def test_the_resource_may_be_named_in_the_ways_that_clients_do(acme: Host, suffix: str) -> None:
     _, tokens = await sign_in(acme, resource=f"{acme.origin}{suffix}")
     assert await status_of_a_call(acme, tokens["access_token"]) == 200
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_client_of_another_server_is_not_known(acme: Host, labs: Host, globex: Host) -> None:
     asking = await acme.asking()
     for other in (labs, globex):
@@ -316,6 +336,7 @@ async def test_a_client_of_another_server_is_not_known(acme: Host, labs: Host, g
         assert (page.status_code, page.headers.get("location")) == (400, None)
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_sign_in_that_begins_gives_the_browser_a_cookie_that_no_script_reads(acme: Host) -> None:
     answer = await (await acme.http()).get((await acme.asking()).url)
     assert answer.status_code == 303
@@ -326,6 +347,7 @@ async def test_a_sign_in_that_begins_gives_the_browser_a_cookie_that_no_script_r
     assert attributes.partition("; ")[2] == "Path=/; HttpOnly; SameSite=Lax"
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_denial_is_told_to_the_client(acme: Host) -> None:
     browser, asking = await acme.browser(), await acme.asking()
     assert await browser.open(asking.url) is None
@@ -339,6 +361,7 @@ async def test_a_denial_is_told_to_the_client(acme: Host) -> None:
 # ---------------------------------------------------------------------------------------------- bad input: /register
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "uri",
     [
@@ -356,18 +379,32 @@ async def test_an_address_that_is_not_safe_is_not_registered(acme: Host, uri: st
     assert_is_refusal(answer, 400, "invalid_redirect_uri")
 
 
+@pytest.mark.promise("auth.refused")
 async def test_only_a_json_object_of_bounded_size_is_a_registration(acme: Host) -> None:
     http = await acme.http()
     as_json = {"content-type": "application/json"}
     for content in ("[]", "", "{", '"x"', "[" * 50_000, "\xff", "null"):
         answer = await http.post("/register", content=content, headers=as_json)
         assert_is_refusal(answer, 400, "invalid_client_metadata")
+    for content, problem in (
+        (json.dumps(METADATA)[:-1] + ', "redirect_uris": []}', "An object in the body names a member twice."),
+        (json.dumps({**METADATA, "x": 1}).replace('"x": 1', '"x": {"y": 1, "y": 1}'), "An object in the body names a"),
+        (b'{"client_name": "\xff"}', "The body cannot be read: it is to be JSON in UTF-8."),
+    ):
+        answer = await http.post("/register", content=content, headers=as_json)
+        assert_is_refusal(answer, 400, "invalid_client_metadata")
+        assert problem in answer.json()["error_description"]
+    # Half a character, where a name was cut off in mid-emoji.
+    halved = json.dumps({**METADATA, "client_name": "Guide \ud83d"})
+    answer = await http.post("/register", content=halved, headers=as_json)
+    assert (answer.status_code, answer.json()["client_name"]) == (201, "Guide \ufffd")
     text = await http.post("/register", content=json.dumps(METADATA), headers={"content-type": "text/plain"})
     assert_is_refusal(text, 400, "invalid_client_metadata")
     too_long = await http.post("/register", json={**METADATA, "client_name": "x" * 65_536})
     assert_is_refusal(too_long, 413, "invalid_request")
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_registration_is_answered_so_that_common_clients_can_go_on(acme: Host) -> None:
     cursor = {
         "client_name": "Cursor",
@@ -393,6 +430,7 @@ async def test_a_registration_is_answered_so_that_common_clients_can_go_on(acme:
 # ------------------------------------------------------------------------------- documents of clients, and limits
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_document_that_cannot_be_had_is_answered_as_an_unknown_client(acme: Host) -> None:
     http = await acme.http()
 
@@ -427,6 +465,7 @@ async def test_a_service_that_can_read_no_documents_has_such_clients_register(
             assert (await http.get("/authorize", params=asked)).status_code == 400
 
 
+@pytest.mark.promise("auth.refused")
 async def test_whoever_asks_too_often_is_told_when_to_come_back(
     database: Database, owner_url: str, mailbox: Mailbox
 ) -> None:
@@ -446,3 +485,33 @@ async def test_whoever_asks_too_often_is_told_when_to_come_back(
                 assert 1 <= int(answers[2].headers["retry-after"]) <= 600
             # A token and its end are counted together.
             assert (await http.post("/revoke", data={"token": "x"})).status_code == 429
+
+
+# ------------------------------------------------------------------------------------- more at once than can be
+
+
+@pytest.mark.promise("unavailable")
+async def test_whoever_comes_while_every_connection_is_taken_is_told_to_come_again(
+    acme: Host, owner: asyncpg.Connection, owner_url: str
+) -> None:
+    browser = await acme.browser()
+    await browser.open((await acme.asking()).url)
+    path = f"/sign-in?request={browser.request}"
+    holder = await asyncpg.connect(owner_url)
+    try:
+        async with holder.transaction():
+            await holder.execute("lock table oauth_authorizations in access exclusive mode")
+            # As many as a process has connections for all but tool calls.
+            waiting = [asyncio.create_task(browser.http.get(path)) for _ in range(4)]
+            async with asyncio.timeout(2):
+                while await owner.fetchval(WAITING) < 4:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
+                    await asyncio.sleep(0)
+            form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "x"}
+            page, token = await asyncio.gather(browser.http.get(path), browser.http.post("/token", data=form))
+        assert [(each.status_code, each.headers["retry-after"]) for each in (page, token)] == [(503, "1")] * 2
+        assert "try again" in page.text
+        assert token.json()["error"] == "temporarily_unavailable"
+        await asyncio.gather(*waiting)
+        assert (await browser.http.get(path)).status_code == 200
+    finally:
+        await holder.close()

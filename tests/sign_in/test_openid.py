@@ -224,6 +224,7 @@ async def _browse(url: str, form: dict[str, str]) -> Parameters:
     return parse_qsl(location.query)
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize(
     ("subject", "email", "is_verified"), [("ada", "ada@example.com", True), ("bob", "bob@example.com", False)]
 )
@@ -262,6 +263,7 @@ async def test_a_real_provider_passes_the_check(real_issuer: str) -> None:
 # ---------------------------------------------------------------------------------------------- what is sent
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize("query", ["", "?tenant=acme"])
 async def test_the_browser_is_sent_with_a_challenge_and_never_the_verifier(
     upstream: Upstream, openid: OpenIdConnect, provider: OidcProvider, query: str
@@ -384,6 +386,7 @@ async def test_a_token_that_names_no_key_is_of_the_only_one_of_its_kind(
     assert await _refusal(complete()) == (NOT_CONFIRMED, [missing])
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -403,6 +406,7 @@ async def test_a_token_that_is_right_counts(upstream: Upstream, complete: Comple
     assert await complete() == ProvenIdentity(upstream.issuer, "user-1", EMAIL, True)
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -464,6 +468,7 @@ def _with_changed_payload(upstream: Upstream) -> str:
 NO_ALGORITHM = "the ID token is signed by an algorithm that the provider does not name, or Cairn"
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize(
     ("forge", "reason"),
     [
@@ -493,6 +498,7 @@ async def test_a_forged_token_signs_nobody_in(
     assert await _refusal(complete()) == (NOT_CONFIRMED, [reason])
 
 
+@pytest.mark.promise("auth.provider")
 async def test_an_algorithm_that_the_provider_does_not_name_is_not_taken(
     upstream: Upstream, complete: Complete
 ) -> None:
@@ -553,6 +559,7 @@ async def test_a_provider_that_names_itself_on_the_way_back_must_do_so(upstream:
     assert (await complete([*BACK, ("iss", upstream.issuer)])).subject == "user-1"
 
 
+@pytest.mark.promise("auth.provider")
 async def test_a_refusal_from_another_issuer_is_not_taken_for_the_providers(
     upstream: Upstream, complete: Complete
 ) -> None:
@@ -563,6 +570,7 @@ async def test_a_refusal_from_another_issuer_is_not_taken_for_the_providers(
 # ---------------------------------------------------------------------------------------------- the address
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize(
     ("claims", "email", "is_verified"),
     [
@@ -640,6 +648,7 @@ ODD_ANSWERS: list[tuple[Answer, str]] = [
 ]
 
 
+@pytest.mark.promise("auth.provider")
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token", "/keys"])
 @pytest.mark.parametrize(("answer", "reason"), ODD_ANSWERS, ids=[reason for _, reason in ODD_ANSWERS])
 async def test_whatever_a_provider_answers_the_person_is_told_to_try_again(
@@ -655,12 +664,17 @@ async def test_whatever_a_provider_answers_the_person_is_told_to_try_again(
 
 
 async def test_a_provider_that_comes_back_is_asked_again(
-    upstream: Upstream, openid: OpenIdConnect, provider: OidcProvider
+    upstream: Upstream, openid: OpenIdConnect, provider: OidcProvider, clock: SetClock
 ) -> None:
     described = upstream.answers["/.well-known/openid-configuration"]
-    upstream.answers["/.well-known/openid-configuration"] = Answer(b"", status=503)
-    problem, _ = await _refusal(openid.begin(provider, RETURN_TO, STATE, NONCE, VERIFIER))
-    assert problem == NOT_ASKED
+    for status, told in ((503, NOT_ASKED), (404, NOT_CONFIRMED)):
+        upstream.answers["/.well-known/openid-configuration"] = Answer(b"", status=status)
+        for _ in range(3):  # however often the button is pressed, it is asked once in five seconds
+            problem, _ = await _refusal(openid.begin(provider, RETURN_TO, STATE, NONCE, VERIFIER))
+            assert problem == told
+            clock.time += 1_666
+        clock.time += 2
+    assert upstream.paths() == ["/.well-known/openid-configuration"] * 2
     upstream.answers["/.well-known/openid-configuration"] = described
     assert (await openid.begin(provider, RETURN_TO, STATE, NONCE, VERIFIER)).startswith(f"{upstream.issuer}/authorize?")
 

@@ -15,8 +15,10 @@ import pytest
 
 from adapters.postgres.connections import Database
 from domain.tenancy import AuthMode
+from entrypoints.http.site import PAGE_HEADERS
 from tests.processes import Serving, learner, serving
 from tests.serving.conftest import Tenant, make_tenant
+from tests.serving.raw import sent
 from tests.sign_in.conftest import Browser, Mailbox
 
 NAME = 'Ada\'s <b>"guides"</b> & $(id) `id` مسارات 🗿'
@@ -92,6 +94,7 @@ async def people(owner: asyncpg.Connection) -> int:
     return count
 
 
+@pytest.mark.promise("server-page")
 async def test_the_page_shows_the_name_and_how_each_client_is_connected(
     database: Database, service: Serving, browser: httpx2.AsyncClient
 ) -> None:
@@ -118,6 +121,7 @@ async def test_the_address_on_the_page_is_the_one_that_the_browser_came_by(
     assert Page(answer).snippets[0] == f"http://{open_tenant.host}:8000/mcp"
 
 
+@pytest.mark.promise("server-page")
 async def test_a_name_in_which_anything_stands_is_text_on_the_page_and_in_no_command(
     database: Database, service: Serving, browser: httpx2.AsyncClient
 ) -> None:
@@ -133,6 +137,7 @@ async def test_a_name_in_which_anything_stands_is_text_on_the_page_and_in_no_com
     assert not [each for each in (*page.snippets, *page.links) if "Ada" in each or "id" in shlex.split(each)]
 
 
+@pytest.mark.promise("server-page")
 async def test_the_walkthroughs_are_listed_where_the_list_is_open_and_hidden_ones_are_not(
     database: Database, service: Serving, browser: httpx2.AsyncClient
 ) -> None:
@@ -147,6 +152,7 @@ async def test_the_walkthroughs_are_listed_where_the_list_is_open_and_hidden_one
     assert "Hidden" not in page.text
 
 
+@pytest.mark.promise("server-page")
 async def test_a_server_that_wants_a_token_at_once_shows_no_walkthroughs(
     database: Database, service: Serving, browser: httpx2.AsyncClient
 ) -> None:
@@ -157,6 +163,7 @@ async def test_a_server_that_wants_a_token_at_once_shows_no_walkthroughs(
     assert "sign in as you connect" in page.text
 
 
+@pytest.mark.promise("server-page")
 async def test_the_page_asks_no_other_host_for_anything_and_is_kept_nowhere(
     open_tenant: Tenant, browser: httpx2.AsyncClient
 ) -> None:
@@ -173,6 +180,7 @@ async def test_the_page_asks_no_other_host_for_anything_and_is_kept_nowhere(
             assert not address.startswith("//")
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_only_a_server_that_takes_visitors_gives_out_personal_addresses(
     database: Database, service: Serving, browser: httpx2.AsyncClient, owner: asyncpg.Connection
 ) -> None:
@@ -184,6 +192,7 @@ async def test_only_a_server_that_takes_visitors_gives_out_personal_addresses(
     assert await people(owner) == 0
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_a_personal_address_is_on_its_page_in_everything_to_copy_and_works(
     open_tenant: Tenant, browser: httpx2.AsyncClient, service: Serving
 ) -> None:
@@ -208,6 +217,7 @@ async def test_no_two_visitors_get_the_same_address(open_tenant: Tenant, browser
     assert len({await mint(open_tenant, browser) for _ in range(5)}) == 5
 
 
+@pytest.mark.promise("auth.refused")
 async def test_keeping_the_progress_begins_a_sign_in_in_this_browser_alone(
     open_tenant: Tenant, browser: httpx2.AsyncClient
 ) -> None:
@@ -223,6 +233,7 @@ async def test_keeping_the_progress_begins_a_sign_in_in_this_browser_alone(
     assert (await browser.get(place, **at(open_tenant, cookie=cookie.partition(";")[0]))).status_code == 200
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_whoever_keeps_their_progress_has_it_in_their_account_and_the_address_ends(
     open_tenant: Tenant, browser: httpx2.AsyncClient, mailbox: Mailbox, service: Serving
 ) -> None:
@@ -257,6 +268,7 @@ async def test_an_unknown_address_or_one_of_another_server_is_not_found(
         assert (await browser.post(f"{place}/keep", **at(tenant))).status_code == 404
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_where_visitors_are_no_longer_taken_their_progress_can_still_be_kept(
     open_tenant: Tenant, database: Database, browser: httpx2.AsyncClient, owner: asyncpg.Connection, owner_url: str
 ) -> None:
@@ -287,6 +299,7 @@ async def test_a_form_that_another_site_sends_is_refused(
     assert await owner.fetchval("select count(*) from oauth_authorizations") == 0
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_a_personal_address_is_in_no_log_line(
     open_tenant: Tenant, browser: httpx2.AsyncClient, service: Serving
 ) -> None:
@@ -296,6 +309,92 @@ async def test_a_personal_address_is_in_no_log_line(
     assert path.removeprefix("/v/") not in service.output
 
 
-@pytest.mark.parametrize("path", ["/index.html", "/v", "/v/", "/v/short", "/favicon.ico", "/robots.txt", "/keep"])
-async def test_other_paths_are_not_found(open_tenant: Tenant, browser: httpx2.AsyncClient, path: str) -> None:
-    assert (await browser.get(path, **at(open_tenant))).status_code == 404
+@pytest.mark.parametrize("path", ["/index.html", "/v", "/v/", "/v/a/b", "/favicon.ico", "/robots.txt", "/keep"])
+async def test_other_paths_are_not_found_and_browsers_are_told_on_a_page(
+    open_tenant: Tenant, browser: httpx2.AsyncClient, path: str
+) -> None:
+    as_browsers = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    for accept, form in ((as_browsers, "text/html; charset=utf-8"), ("*/*", "application/json")):
+        answer = await browser.get(path, **at(open_tenant, accept=accept))
+        assert (answer.status_code, answer.headers["content-type"]) == (404, form)
+        assert "the page at / says how to connect" in answer.text
+
+
+async def test_of_a_personal_address_that_was_not_copied_whole_the_page_says_so(
+    open_tenant: Tenant, browser: httpx2.AsyncClient
+) -> None:
+    path = await mint(open_tenant, browser)
+    for copied in (path[:4], path[:-1], path + ".", path + "%20", path + "x" * 28):
+        answer = await browser.get(copied, **at(open_tenant))
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "look whether all of it was copied" in Page(answer).text
+        assert (await browser.post(f"{copied}/keep", **at(open_tenant))).status_code == 404
+
+
+@pytest.mark.promise("auth.refused")
+async def test_a_redirect_from_a_form_is_kept_nowhere_and_tells_no_other_site(
+    open_tenant: Tenant, browser: httpx2.AsyncClient
+) -> None:
+    minted = await browser.post("/", **at(open_tenant))
+    kept = await browser.post(f"{minted.headers['location']}/keep", **at(open_tenant))
+    for answer in (minted, kept):
+        assert answer.status_code == 303
+        for name, value in PAGE_HEADERS.items():
+            assert answer.headers[name] == value
+        assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_head_is_answered_as_get_without_the_body(open_tenant: Tenant, browser: httpx2.AsyncClient) -> None:
+    path = await mint(open_tenant, browser)
+    asset = next(each for each in Page(await browser.get("/", **at(open_tenant))).addresses if "/assets/" in each)
+    documents = ("/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-authorization-server")
+    for place in ("/", path, asset, *documents, "/sign-in", "/v/short", "/authorize"):
+        shown = await browser.get(place, **at(open_tenant))
+        asked = await browser.head(place, **at(open_tenant))
+        told = [name for name in shown.headers if name != "date"]
+        assert (asked.status_code, asked.content) == (shown.status_code, b"")
+        assert {name: asked.headers[name] for name in told} == {name: shown.headers[name] for name in told}
+    assert (await browser.head("/token", **at(open_tenant))).status_code == 405
+    assert (await browser.head("/mcp", **at(open_tenant))).status_code == 405
+
+
+async def test_a_head_with_a_broken_body_is_refused_and_is_no_fault_of_the_service(
+    open_tenant: Tenant, service: Serving
+) -> None:
+    lines = (f"host: {open_tenant.host}", "transfer-encoding: chunked")
+    broken = "\r\n".join(["HEAD / HTTP/1.1", *lines, "", "", "5\r\nhello", "zz\r\n"]).encode()
+    received = await sent(service, broken)
+    assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 200 "))
+    assert received[-4:] == b"\r\n\r\n"
+    assert "Fatal error" not in service.output
+
+
+@pytest.mark.promise("auth.refused")
+async def test_no_page_of_any_origin_reads_a_page_of_this_host(
+    open_tenant: Tenant, browser: httpx2.AsyncClient
+) -> None:
+    path = await mint(open_tenant, browser)
+    for place in ("/", path, "/dev/outbox.json", "/sign-in", "/authorize"):
+        for headers in (
+            {"origin": origin(open_tenant)},
+            {"origin": "null", "sec_fetch_site": "same-origin"},
+            {"origin": "https://evil.example.com", "sec_fetch_site": "same-origin"},
+        ):
+            answer = await browser.get(place, **at(open_tenant, **headers))
+            assert "access-control-allow-origin" not in answer.headers, (place, headers)
+            assert answer.status_code != 403 or place == "/sign-in"
+
+
+@pytest.mark.promise("auth.refused")
+async def test_two_words_about_whose_form_it_is_are_none(open_tenant: Tenant, browser: httpx2.AsyncClient) -> None:
+    said = [("host", open_tenant.host), ("origin", "null"), ("sec-fetch-site", "same-origin")]
+    assert (await browser.post("/", headers=said)).status_code == 303
+    assert (await browser.post("/", headers=[*said, ("sec-fetch-site", "same-origin")])).status_code == 403
+
+
+@pytest.mark.parametrize(("port", "status"), [("1", 200), ("65535", 200), ("0", 421), ("65536", 421), ("99999", 421)])
+async def test_a_host_with_a_port_that_cannot_be_is_no_host(
+    open_tenant: Tenant, browser: httpx2.AsyncClient, port: str, status: int
+) -> None:
+    answer = await browser.get("/", headers={"host": f"{open_tenant.host}:{port}"})
+    assert answer.status_code == status

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -21,13 +21,16 @@ import pytest
 
 from adapters.postgres.connections import Database
 from application.limits import Limit
-from application.sign_in import Page
+from application.sign_in import Page, SignIn
 from domain.oauth import Site
-from domain.sign_in import MAX_SENDS, MAX_TRIES
-from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey
+from domain.sign_in import MAX_SENDS, MAX_TRIES, MAX_VISITS
+from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, UserId
+from tests.fakes import Memory
+from tests.fakes_sign_in import MemoryMailer, MemoryPeople, MemorySignInStore
 from tests.processes import Serving, serving
 from tests.serving.conftest import call, make_tenant
 from tests.sign_in.conftest import Asking, Browser, Host, Mailbox, answered
+from tests.worlds import in_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:authlib")
 
@@ -74,6 +77,7 @@ async def people(owner: asyncpg.Connection, host: Host) -> list[tuple[Any, ...]]
 # ------------------------------------------------------------------------------------------------------ the way
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_person_signs_in_by_a_code_and_calls_with_the_token(acme: Host) -> None:
     await acme.tenant.publish("one", "two")
     asking, browser = await acme.asking(), await acme.browser()
@@ -100,6 +104,7 @@ async def test_a_person_signs_in_by_a_code_and_calls_with_the_token(acme: Host) 
     assert called.json()["result"]["structuredContent"]["status"] == "started"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_one_person_on_two_servers_of_the_organisation_has_progress_of_their_own_on_each(
     acme: Host, labs: Host, owner: asyncpg.Connection
 ) -> None:
@@ -119,6 +124,7 @@ async def test_one_person_on_two_servers_of_the_organisation_has_progress_of_the
     assert await people(owner, acme) == [("ada@example.com", ["ada@example.com"])]
 
 
+@pytest.mark.promise("auth.identity")
 async def test_whoever_an_operator_gave_a_token_is_the_same_person_when_they_sign_in(
     acme: Host, owner: asyncpg.Connection
 ) -> None:
@@ -154,6 +160,7 @@ async def test_a_client_known_by_a_private_scheme_is_named_by_it(acme: Host) -> 
 # -------------------------------------------------------------------------------------------------- before a yes
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_nothing_is_sent_before_the_client_is_allowed(acme: Host) -> None:
     browser = await acme.browser()
     await browser.open((await acme.asking()).url)
@@ -164,6 +171,7 @@ async def test_nothing_is_sent_before_the_client_is_allowed(acme: Host) -> None:
     assert acme.mailbox.to("early@example.com") == []
 
 
+@pytest.mark.promise("auth.oauth")
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_no_goes_back_to_the_client_at_once_from_every_page(acme: Host, late: bool) -> None:
     asking, browser = await acme.asking(), await acme.browser()
@@ -186,6 +194,7 @@ async def test_a_no_goes_back_to_the_client_at_once_from_every_page(acme: Host, 
 # ------------------------------------------------------------------------------------------- whose page this is
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_sign_in_is_its_own_browsers_and_its_own_servers(acme: Host, labs: Host, globex: Host) -> None:
     browser = await sent(acme)
     code = acme.mailbox.code("ada@example.com")
@@ -212,6 +221,29 @@ async def test_a_sign_in_is_its_own_browsers_and_its_own_servers(acme: Host, lab
     assert await browser.submit(code=code) is not None
 
 
+@pytest.mark.promise("auth.refused")
+async def test_a_browser_is_known_by_one_cookie_of_exactly_that_name(acme: Host) -> None:
+    browser = await sent(acme)
+    http, known = await acme.http(), f"cairn-browser={browser.http.cookies['cairn-browser']}"
+    shown = {"params": {"request": browser.request}}
+    for cookie in (known, f"a=b;\t{known} ;c", f'a="; {known}'):
+        assert (await http.get("/sign-in", **shown, headers={"cookie": cookie})).status_code == 200, cookie
+    tossed = f"cairn-browser={'x' * 43}"
+    for cookies in (
+        [f"\xa0{known}"], [f"a=b; \x85{known}"], [f"Cairn-Browser{known[13:]}"], [f'cairn-browser="{known[14:]}"'],
+        [known + "x"], [f"{tossed}; {known}"], [f"{known}; {tossed}"], [known, tossed], [known, known],
+    ):  # fmt: skip
+        headers = [("cookie", cookie.encode("latin-1")) for cookie in cookies]
+        refused = await http.get("/sign-in", **shown, headers=headers)
+        assert refused.status_code == 403, cookies
+        # Whoever begins like that gets a cookie of their own, and none that another host may have set.
+        begun = await http.get((await acme.asking()).url, headers=headers)
+        assert re.match("cairn-browser=[A-Za-z0-9_-]{43};", begun.headers["set-cookie"]), cookies
+        assert tossed not in begun.headers["set-cookie"]
+        http.cookies.clear()
+
+
+@pytest.mark.promise("auth.refused")
 async def test_a_form_that_another_site_sends_is_refused(acme: Host) -> None:
     browser = await sent(acme)
     form = {"request": browser.request, "code": acme.mailbox.code("ada@example.com")}
@@ -226,6 +258,7 @@ async def test_a_form_that_another_site_sends_is_refused(acme: Host) -> None:
     assert await browser.submit(code=form["code"]) is not None
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_sign_in_is_over_after_a_quarter_of_an_hour(acme: Host, owner: asyncpg.Connection) -> None:
     browser = await sent(acme)
     code = acme.mailbox.code("ada@example.com")
@@ -236,6 +269,7 @@ async def test_a_sign_in_is_over_after_a_quarter_of_an_hour(acme: Host, owner: a
     assert (browser.page.status_code, browser.heading) == (403, START_AGAIN)  # type: ignore[union-attr]
 
 
+@pytest.mark.promise("auth.refused")
 async def test_every_page_is_framed_by_nobody_kept_nowhere_and_asks_no_other_host(acme: Host) -> None:
     browser = await acme.browser()
     pages = []
@@ -260,6 +294,7 @@ async def test_every_page_is_framed_by_nobody_kept_nowhere_and_asks_no_other_hos
     assert (await browser.http.get("/assets/other.css")).status_code == 404
 
 
+@pytest.mark.promise("auth.refused")
 @pytest.mark.parametrize(
     "body", ["request=ID&code=1&code=2", "request=ID&request=ID&code=1", "request=ID&decision=approve&decision=deny"]
 )
@@ -277,6 +312,7 @@ async def test_a_field_that_comes_twice_is_refused(acme: Host, body: str) -> Non
 # ---------------------------------------------------------------------------------------------------------- codes
 
 
+@pytest.mark.promise("auth.refused")
 async def test_five_wrong_codes_end_the_code_and_another_one_signs_in(acme: Host) -> None:
     browser = await sent(acme)
     code = acme.mailbox.code("ada@example.com")
@@ -293,6 +329,7 @@ async def test_five_wrong_codes_end_the_code_and_another_one_signs_in(acme: Host
     assert await browser.submit(code=acme.mailbox.code("ada@example.com")) is not None
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_is_no_longer_good_when_its_ten_minutes_are_over(acme: Host, owner: asyncpg.Connection) -> None:
     browser = await sent(acme)
     (lasts,) = await owner.fetchrow(
@@ -306,6 +343,7 @@ async def test_a_code_is_no_longer_good_when_its_ten_minutes_are_over(acme: Host
     assert await browser.submit(code=acme.mailbox.code("ada@example.com")) is not None
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_code_is_good_in_the_browser_and_the_sign_in_that_it_was_sent_for(acme: Host) -> None:
     first = await sent(acme)
     code = acme.mailbox.code("ada@example.com")
@@ -316,6 +354,7 @@ async def test_a_code_is_good_in_the_browser_and_the_sign_in_that_it_was_sent_fo
     assert await first.submit(code=code) is not None
 
 
+@pytest.mark.promise("auth.refused")
 def test_a_stored_code_cannot_be_found_by_trying_all_codes() -> None:
     server = Server(ServerKey(OrganizationId("org"), ServerId("srv")), "guides", "Guides", AuthMode.ON_DEMAND)
     site = Site(server, "https://guides.example.com")
@@ -327,6 +366,7 @@ def test_a_stored_code_cannot_be_found_by_trying_all_codes() -> None:
     assert all(re.fullmatch("[A-Za-z0-9_-]{43}", way) for way in ways)
 
 
+@pytest.mark.promise("auth.refused")
 async def test_eight_right_codes_at_once_bring_one_code_to_the_client(acme: Host) -> None:
     browser = await sent(acme)
     form = {"request": browser.request, "code": acme.mailbox.code("ada@example.com")}
@@ -336,6 +376,7 @@ async def test_eight_right_codes_at_once_bring_one_code_to_the_client(acme: Host
     assert set(Counter(answer.status_code for answer in answers)) <= {303, 403}
 
 
+@pytest.mark.promise("auth.refused")
 async def test_a_sixth_code_is_not_sent_in_one_sign_in(acme: Host) -> None:
     browser = await sent(acme, "many@example.com")
     for _ in range(MAX_SENDS):
@@ -347,13 +388,17 @@ async def test_a_sixth_code_is_not_sent_in_one_sign_in(acme: Host) -> None:
 
 async def test_what_is_no_address_is_told_at_the_field(acme: Host) -> None:
     browser = await choosing(acme)
-    for typed in ("ada", "", "ada@example.com\r\nBcc: all@example.com", "a" * 300 + "@example.com"):
+    for typed in (
+        *("ada", "", "ada@example.com\r\nBcc: all@example.com", "a" * 300 + "@example.com"),
+        *('"ada"@example.com', "ada(x)@example.com", "ada@(x)example.com", "ada@ex\u200bample.com", "ada@[127.0.0.1]"),
+    ):
         await browser.submit(email=typed)
-        assert browser.trouble == "That is no e-mail address: give one such as ada@example.com."
+        assert browser.trouble == "That is no e-mail address: give one such as ada@example.com.", typed
         assert 'aria-invalid="true" aria-describedby="trouble use"' in browser.page.text  # type: ignore[union-attr]
     assert acme.mailbox.to("all@example.com") == []
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_message_that_cannot_be_sent_is_told_and_the_address_can_be_corrected(acme: Host) -> None:
     browser = await choosing(acme)
     await browser.submit(email="ada@refused.example.com")
@@ -366,6 +411,7 @@ async def test_a_message_that_cannot_be_sent_is_told_and_the_address_can_be_corr
     assert await browser.submit(code=acme.mailbox.code("other@example.com")) is not None
 
 
+@pytest.mark.promise("auth.oauth")
 async def test_a_sign_in_that_stopped_on_its_last_step_goes_on_from_there(
     acme: Host, owner: asyncpg.Connection
 ) -> None:
@@ -379,6 +425,7 @@ async def test_a_sign_in_that_stopped_on_its_last_step_goes_on_from_there(
     assert await browser.submit() is not None
 
 
+@pytest.mark.promise("auth.refused")
 async def test_nothing_about_a_person_is_in_the_log(acme: Host, service: Serving) -> None:
     browser = await choosing(acme)
     await browser.submit(email="secret@refused.example.com")
@@ -395,7 +442,12 @@ async def test_nothing_about_a_person_is_in_the_log(acme: Host, service: Serving
 @pytest.fixture
 async def limited(owner_url: str, database: Database, mailbox: Mailbox) -> AsyncIterator[tuple[Host, Host]]:
     """Servers of two organisations, on a service with small limits."""
-    small = {"codes_per_address": "2/600", "codes_per_network": "4/600", "tries_per_network": "3/600"}
+    small = {
+        "codes_per_address": "2/600",
+        "codes_per_network": "4/600",
+        "tries_per_network": "3/600",
+        "provider_visits_per_network": "3/600",
+    }
     limits = " ".join(f"{limit.label}={small.get(limit.label, 'off')}" for limit in Limit)
     with serving(
         "serve", "--port", "0", CAIRN_DATABASE_URL=owner_url, CAIRN_SMTP_URL=mailbox.url, CAIRN_LIMITS=limits
@@ -407,6 +459,7 @@ async def limited(owner_url: str, database: Database, mailbox: Mailbox) -> Async
             )
 
 
+@pytest.mark.promise("auth.refused")
 async def test_neither_a_mailbox_is_flooded_nor_codes_are_guessed_from_many_browsers(
     limited: tuple[Host, Host],
 ) -> None:
@@ -435,6 +488,55 @@ async def test_neither_a_mailbox_is_flooded_nor_codes_are_guessed_from_many_brow
         assert elsewhere.trouble is not None
     held = await elsewhere.http.post("/sign-in", data={"request": elsewhere.request, "code": code})
     assert (held.status_code, "retry-after" in held.headers) == (429, True)
+
+
+@pytest.mark.promise("auth.refused")
+async def test_a_provider_is_not_asked_by_one_network_for_ever(
+    limited: tuple[Host, Host], owner: asyncpg.Connection
+) -> None:
+    here, _ = limited
+    await use_provider(owner, here, "http://localhost:9")
+    first, second = await choosing(here), await choosing(here)
+    for browser in (first, first, second, second):
+        await browser.submit(action="provider")
+    assert first.trouble is not None
+    assert second.page is not None
+    assert (second.page.status_code, "retry-after" in second.page.headers) == (429, True)
+
+
+class Hits:
+    """Who was counted, for what."""
+
+    def __init__(self) -> None:
+        self.hits: list[tuple[Limit, tuple[str, ...]]] = []
+
+    async def hit(self, limit: Limit, *who: str) -> None:
+        self.hits.append((limit, who))
+
+
+@pytest.mark.promise("auth.refused")
+async def test_each_thing_that_costs_somebody_else_is_counted_for_who_asks_for_it() -> None:
+    memory, hits = Memory(), Hits()
+    world, store, unused = in_memory(memory), MemorySignInStore(), cast(Any, None)
+    sign_in = SignIn(
+        *(store, MemoryPeople(memory), world.tenants, unused, unused, unused, MemoryMailer(), hits, world.ids),
+        world.clock,
+    )
+    site = Site(await world.server(), "https://guides.example.com")
+    page, there, organization = Page(site, "i" * 43, "b" * 43), "192.0.2.7", site.server.key.organization_id
+    await sign_in.begin_keeping(site, UserId("usr_visitor"), page.id, page.browser, there)
+    await sign_in.send_code(page, "Ada@Example.com", there)
+    assert hits.hits == [
+        (Limit.SIGN_INS_PER_NETWORK, ("192.0.2.0/24",)),
+        (Limit.CODES_PER_NETWORK, ("192.0.2.0/24",)),
+        # A day is long: whoever asks from elsewhere does not keep the owner out.
+        (Limit.CODES_PER_ADDRESS_A_DAY, (organization, "ada@example.com", "192.0.2.0/24")),
+        (Limit.CODES_PER_ADDRESS, (organization, "ada@example.com")),
+    ]
+    await sign_in.choose_again(page)
+    hits.hits.clear()
+    assert await sign_in.leave(page, there) is None
+    assert hits.hits == []  # there is no provider to go to
 
 
 # ------------------------------------------------------------------------------------- the organisation's provider
@@ -468,6 +570,7 @@ async def at_provider(url: str, **form: str) -> str:
     return f"{location.path}?{location.query}"
 
 
+@pytest.mark.promise("auth.identity")
 async def test_the_provider_and_a_code_lead_to_one_person(acme: Host, issuer: str, owner: asyncpg.Connection) -> None:
     await use_provider(owner, acme, issuer)
     browser = await choosing(acme)
@@ -481,6 +584,7 @@ async def test_the_provider_and_a_code_lead_to_one_person(acme: Host, issuer: st
     assert await people(owner, acme) == [("ada@example.com", ["ada", "ada@example.com"])]
 
 
+@pytest.mark.promise("auth.identity")
 async def test_without_a_verified_address_a_code_is_asked_for_and_both_identities_meet(
     acme: Host, issuer: str, owner: asyncpg.Connection
 ) -> None:
@@ -507,6 +611,7 @@ async def test_without_a_verified_address_a_code_is_asked_for_and_both_identitie
     assert await people(owner, acme) == [("bob@example.com", ["bob", "bob@example.com", "bobby@example.com"])]
 
 
+@pytest.mark.promise("auth.provider")
 async def test_a_return_that_fails_is_told_and_the_person_goes_on_from_there(
     acme: Host, issuer: str, owner: asyncpg.Connection
 ) -> None:
@@ -527,6 +632,7 @@ async def test_a_return_that_fails_is_told_and_the_person_goes_on_from_there(
     assert await browser.submit(code=acme.mailbox.code("ada@example.com")) is not None
 
 
+@pytest.mark.promise("auth.provider")
 async def test_only_the_newest_way_back_from_the_provider_is_taken_and_only_in_that_browser(
     acme: Host, issuer: str, owner: asyncpg.Connection
 ) -> None:
@@ -542,6 +648,20 @@ async def test_only_the_newest_way_back_from_the_provider_is_taken_and_only_in_t
     assert await browser.open(back) is not None
 
 
+@pytest.mark.promise("auth.provider", "auth.refused")
+async def test_the_provider_is_asked_at_most_five_times_in_a_sign_in(
+    acme: Host, issuer: str, owner: asyncpg.Connection
+) -> None:
+    await use_provider(owner, acme, issuer)
+    browser = await choosing(acme)
+    ways = [await browser.submit(action="provider") for _ in range(MAX_VISITS + 1)]
+    assert [way is not None for way in ways] == [True] * MAX_VISITS + [False]
+    assert browser.trouble == "That was tried too often here: start again from your MCP client."
+    # The newest way is still open.
+    assert await browser.open(await at_provider(str(ways[-2]), sub="ada")) is not None
+
+
+@pytest.mark.promise("auth.provider")
 async def test_a_provider_that_cannot_be_reached_is_told_on_the_page(acme: Host, owner: asyncpg.Connection) -> None:
     await use_provider(owner, acme, "http://localhost:9")
     browser = await choosing(acme)
@@ -553,6 +673,7 @@ async def test_a_provider_that_cannot_be_reached_is_told_on_the_page(acme: Host,
 # ------------------------------------------------------------------------------------------------------- visitors
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_a_visitor_keeps_their_progress_by_signing_in(
     database: Database, service: Serving, mailbox: Mailbox, owner: asyncpg.Connection
 ) -> None:
@@ -580,6 +701,49 @@ async def test_a_visitor_keeps_their_progress_by_signing_in(
         token = await host.tenant.token("visitor@example.com")
         again = await host.tenant.post(call("select_walkthrough", walkthrough="tour"), token=token)
         assert again.json()["result"]["structuredContent"]["status"] == "resumed"
+
+
+@pytest.fixture
+async def open_host(database: Database, service: Serving, mailbox: Mailbox) -> AsyncIterator[Host]:
+    """A server that takes visitors."""
+    async with AsyncExitStack() as stack:
+        yield Host(await make_tenant(database, service, auth_mode=AuthMode.ANONYMOUS), mailbox, stack)
+
+
+async def keeping(host: Host, address: str, email: str) -> Browser:
+    """A browser that is asked for the code, to keep what was done at a personal address."""
+    browser = await host.browser()
+    await browser.open((await browser.http.post(f"{address}/keep")).headers["location"])
+    await browser.submit(email=email)
+    return browser
+
+
+@pytest.mark.promise("auth.anonymous")
+async def test_of_two_who_keep_one_visitors_progress_the_second_is_told_that_another_has_it(open_host: Host) -> None:
+    address = (await (await open_host.http()).post("/")).headers["location"]
+    first = await keeping(open_host, address, "first@example.com")
+    second = await keeping(open_host, address, "second@example.com")
+    for browser, email, heading in (
+        (first, "first@example.com", "Your progress is kept"),
+        (second, "second@example.com", "This progress is in another account"),
+    ):
+        assert await browser.submit(code=open_host.mailbox.code(email)) is None
+        assert browser.heading == heading
+        assert f"{open_host.origin}/mcp" in browser.text
+    assert "first@example.com" not in second.text
+
+
+@pytest.mark.promise("auth.anonymous")
+async def test_a_visitor_who_was_erased_meanwhile_cannot_be_kept_and_nothing_breaks(
+    open_host: Host, owner: asyncpg.Connection, service: Serving
+) -> None:
+    address = (await (await open_host.http()).post("/")).headers["location"]
+    browser = await keeping(open_host, address, "late@example.com")
+    code = open_host.mailbox.code("late@example.com")
+    await owner.execute("delete from mcp_server_user_identities where issuer like 'visitor:%'")
+    assert await browser.submit(code=code) is None
+    assert (browser.page.status_code, browser.heading) == (403, START_AGAIN)  # type: ignore[union-attr]
+    assert "Traceback" not in service.output
 
 
 # --------------------------------------------------------------------------------------------------- without mail

@@ -142,10 +142,11 @@ async def crowded(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Pl
     """With a connection for every contender, each of them open."""
     size = 2 * _CONTENDERS + 1
     async with Database(Patient(owner_url, assume_role=True), pool_size=size) as opened:
+        everyone = asyncio.Barrier(size)
 
         async def open_one() -> None:
-            async with opened.hot() as connection:
-                await connection.fetchval("select pg_sleep(0.5)")
+            async with opened.hot():
+                await everyone.wait()
 
         await asyncio.gather(*(open_one() for _ in range(size)))
         yield await make_place(opened)
@@ -154,6 +155,7 @@ async def crowded(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Pl
 # -------------------------------------------------------------------------------------------- what is stored
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_of_a_visitor_only_a_hash_is_stored_and_no_address(place: Place, owner: asyncpg.Connection) -> None:
     id = await place.visitors.mint(place.server.key, "192.0.2.1")
     assert re.fullmatch("[A-Za-z0-9_-]{22}", id)
@@ -315,6 +317,7 @@ async def _mid_way(place: Place, caller: Caller) -> Progress:
     return (await place.next(caller, str(progress.handle()))).progress
 
 
+@pytest.mark.promise("auth.anonymous")
 @pytest.mark.parametrize("account", ["has nothing", "is mid-way"])
 @pytest.mark.parametrize("is_merge_first", [True, False], ids=["the merge first", "the merge last"])
 async def test_what_a_visitor_does_while_they_are_merged_is_merged_or_refused(
@@ -368,6 +371,7 @@ async def test_what_an_account_does_while_a_visitor_is_merged_into_it_is_united_
     await all_is_recorded(place, walks, await owner.fetchval("select id from walkthrough_steps where key = 'a'"))
 
 
+@pytest.mark.promise("auth.anonymous")
 @pytest.mark.parametrize("account", ["has nothing", "is mid-way"])
 async def test_whatever_both_do_at_once_every_advance_that_was_told_is_recorded_once(
     crowded: Place, owner_url: str, owner: asyncpg.Connection, account: str
@@ -478,6 +482,7 @@ async def test_a_beginning_that_waited_for_the_merge_begins_nothing(
     assert await owner.fetchval("select count(*) from walkthrough_progress") == 0
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_of_two_accounts_that_want_one_visitor_one_gets_everything(
     crowded: Place, owner_url: str, owner: asyncpg.Connection
 ) -> None:
@@ -493,7 +498,6 @@ async def test_of_two_accounts_that_want_one_visitor_one_gets_everything(
         assert account.user_id is not None
         return await place.visitors.merge(place.server.key, visitor, account.user_id)
 
-    # The pool for all that is no tool call has two connections.
     lock = f"select 1 from mcp_server_users where id = '{visitor}' for update"
     async with meeting(owner_url, owner, lock, 2) as group:
         tasks = [group.create_task(keep(each)) for each in (place.ada, bob)]
@@ -538,6 +542,7 @@ async def test_two_visitors_who_sign_in_to_one_account_at_once_are_both_merged(
 # ------------------------------------------------------------------------------------------------- over HTTP
 
 
+@pytest.mark.promise("auth.anonymous")
 async def test_a_visitor_takes_a_walkthrough_keeps_it_and_goes_on_in_the_account(
     database: Database, service: Serving, owner: asyncpg.Connection
 ) -> None:
