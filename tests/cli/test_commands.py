@@ -12,9 +12,9 @@ import re
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from html import escape
 from itertools import count
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 

@@ -115,6 +115,7 @@ def grant_to(
 # -------------------------------------------------------------------------------------------- list and show
 
 
+@pytest.mark.promise("people")
 def test_people_are_listed_with_what_they_did(on_database: Cairn, on_world: OnWorld) -> None:
     org = on_world(people_of_three)
     assert on_database("user", "list", org).lines == [
@@ -145,6 +146,7 @@ def test_a_list_of_nobody_says_so(on_database: Cairn, on_world: OnWorld) -> None
     assert "there is no organisation" in on_database("user", "list", "nowhere").error
 
 
+@pytest.mark.promise("people")
 def test_a_person_is_shown_with_where_they_stand_and_what_lets_them_in(
     on_database: Cairn, on_world: OnWorld, owner_url: str
 ) -> None:
@@ -202,7 +204,7 @@ def test_nobody_of_another_organisation_can_be_named(on_database: Cairn, on_worl
         for who in (ADA, id):
             sure = ("--yes",) if command == "erase" else ()
             refused = on_database("user", command, other, who, *sure).error
-            assert refused == f"there is nobody '{who}' in this organisation: see 'cairn user list'"
+            assert refused == f"there is nobody '{who}' in this organisation: see 'cairn user list' with its slug"
             assert on_database("user", command, other, "x" + who, *sure).error == refused.replace(who, "x" + who)
     assert on_database("user", "show", org, ADA).lines
     assert on_database("token", "list", "--org", other, "--user", ADA).status == 1
@@ -335,6 +337,7 @@ def told_of(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield column, value
 
 
+@pytest.mark.promise("people")
 def test_an_export_holds_every_column_of_every_table_in_which_the_person_is(
     on_database: Cairn, on_world: OnWorld, owner_url: str
 ) -> None:
@@ -361,6 +364,7 @@ def test_an_export_holds_every_column_of_every_table_in_which_the_person_is(
     assert document["progress"][0]["current_step"]["key"] == "deploy"
 
 
+@pytest.mark.promise("people")
 def test_after_an_erasure_no_row_of_any_table_mentions_the_person(
     on_database: Cairn, on_world: OnWorld, owner_url: str
 ) -> None:
@@ -384,7 +388,7 @@ def test_after_an_erasure_no_row_of_any_table_mentions_the_person(
 
     assert all(mentions(trace) for trace in traces)
     assert on_database("user", "erase", org, ADA, "--yes").lines == [
-        f"Erased ada@example.com from {org}. That 2 calls were made stays in the log, without who and what."
+        f"Erased ada@example.com from {org}. Of 2 calls it stays in the log that they were made, without who and what."
     ]
     assert {trace: mentions(trace) for trace in traces} == {trace: [] for trace in traces}
     rows = fetch(
@@ -490,6 +494,7 @@ def test_tokens_are_listed_of_a_server_or_an_organisation_and_of_a_person(
     assert "--server or --org" in on_database("token", "list").usage_error
 
 
+@pytest.mark.promise("auth.oauth")
 @pytest.mark.parametrize("by", [("--grant", "grant_0123456789abcdef"), ("--client", "Editor"), ("--email", ADA)])
 def test_grants_are_revoked_by_id_client_or_person(
     on_database: Cairn, on_world: OnWorld, owner_url: str, by: tuple[str, str]
@@ -555,6 +560,7 @@ def provider_of(cairn: Cairn, org: str) -> Any:
     return row["provider"]
 
 
+@pytest.mark.promise("auth.provider")
 def test_a_provider_is_tried_and_set_and_what_to_register_there_is_said(
     on_database: Cairn, on_world: OnWorld, owner_url: str, issuer: str
 ) -> None:

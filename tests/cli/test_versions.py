@@ -761,7 +761,7 @@ def test_a_push_that_would_undo_edits_in_place_shows_them_and_may_be_forced(
     ]
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_what_came_in_between_is_told_as_json(on_database: Cairn, on_world: OnWorld, tmp_path: Path) -> None:
     async def act(world: World, slug: str) -> None:
         await world.publish("one", "two", organization=slug, servers=(), by="ada")
@@ -959,7 +959,7 @@ def test_of_several_servers_each_line_and_each_error_names_its_own(on_database: 
     )
 
 
-@pytest.mark.promise("cli.json")
+@pytest.mark.promise("cli.answers")
 def test_what_is_put_on_a_server_where_it_is_hidden_is_said_to_be_hidden(
     on_database: Cairn, on_world: OnWorld, tmp_path: Path
 ) -> None:
