@@ -106,6 +106,14 @@ class PersonalData:
             raise NotFound(f"there is nobody {who!r} in this organisation: see 'cairn user list' with its slug")
         return found
 
+    async def record(self, organization: str, who: str) -> PersonalRecord:
+        """What is stored about a person, but for their calls, and without what they took.
+
+        Raises:
+            NotFound.
+        """
+        return await self._record(await self._tenancy.organization(organization), who)
+
     async def dossier(self, organization: str, who: str) -> Dossier:
         """What is stored about a person, but for their calls.
 

@@ -535,6 +535,12 @@ class _Server(AuthlibServer):
                 expires_at=self._now + ACCESS_LIFETIME,
             )
         )
+        lifetime = REFRESH_LIFETIME if "refresh_token" in token else ACCESS_LIFETIME
+        self._connection.execute(
+            update(oauth_grants)
+            .where(_GRANT.organization_id == self._key.organization_id, _GRANT.id == family.grant_id)
+            .values(good_until=self._now + lifetime)
+        )
         if "refresh_token" in token:
             self._connection.execute(
                 insert(oauth_refresh_tokens).values(
@@ -587,7 +593,7 @@ class _Server(AuthlibServer):
         client: _KnownClient = request.client
         asked = request.payload.data
         code, grant_id = self._ids.token("cairn_code"), self._ids.new("grant")
-        self._forget_old_grants(user)
+        self._forget_old_grants()
         self._connection.execute(
             insert(oauth_grants).values(
                 organization_id=self._key.organization_id,
@@ -598,6 +604,7 @@ class _Server(AuthlibServer):
                 client_name=client.client.name,
                 scope=request.scope,
                 created_at=self._now,
+                good_until=self._now + CODE_LIFETIME,
             )
         )
         self._connection.execute(
@@ -728,29 +735,18 @@ class _Server(AuthlibServer):
             return None
         return _KnownClient(client_id, client, row.secret_hash, row.created_at, row.last_used_at)
 
-    def _forget_old_grants(self, user: UserId) -> None:
-        """Those of this person on this server of which nothing is left. What was revoked can be seen for a month."""
-        long_ago = self._now - REFRESH_LIFETIME
+    def _forget_old_grants(self) -> None:
+        """Those on this server of which nothing is good any more. What was revoked can be seen for a month."""
         # An hour more than needed: processes' clocks differ, and a token of the last moment may be in use elsewhere.
-        lately = self._now - ACCESS_LIFETIME
+        lately, long_ago = self._now - ACCESS_LIFETIME, self._now - REFRESH_LIFETIME
         old = (
             select(_GRANT.id)
             .where(
                 _here(_GRANT, self._key),
-                _GRANT.mcp_server_user_id == user,
-                _GRANT.created_at < long_ago,
+                _GRANT.good_until < lately,
                 or_(_GRANT.revoked_at.is_(None), _GRANT.revoked_at < long_ago),
-                *(
-                    ~select(1)
-                    .where(
-                        table.c.organization_id == _GRANT.organization_id,
-                        table.c.grant_id == _GRANT.id,
-                        table.c.expires_at > lately,
-                    )
-                    .exists()
-                    for table in (access_tokens, oauth_refresh_tokens)
-                ),
             )
+            .order_by(_GRANT.good_until)
             .limit(_MAX_SWEPT)
             .with_for_update(skip_locked=True)
         )

@@ -350,7 +350,7 @@ async def _grants(
         connection,
         _at_servers(
             oauth_grants,
-            *("id", "client_id", "client_name", "scope", "created_at", "revoked_at"),
+            *("id", "client_id", "client_name", "scope", "created_at", "revoked_at", "good_until"),
             of=organization_id,
             users=users,
         ).order_by(oauth_grants.c.created_at, oauth_grants.c.id),

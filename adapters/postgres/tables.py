@@ -192,10 +192,12 @@ oauth_grants = Table(
     _text("scope"),
     _millis("created_at"),
     _millis("revoked_at", nullable=True),
+    _millis("good_until"),
     PrimaryKeyConstraint("organization_id", "id", name="oauth_grants_pkey"),
     _parent("oauth_grants_server_fkey", *_SERVER),
     _parent("oauth_grants_user_fkey", *_USER),
     Index("oauth_grants_by_user", "organization_id", "mcp_server_user_id"),
+    Index("oauth_grants_by_end", "organization_id", "mcp_server_id", "good_until"),
 )
 
 oauth_codes = Table(

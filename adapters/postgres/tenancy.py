@@ -21,7 +21,6 @@ from adapters.postgres.tables import (
     mcp_server_users,
     mcp_server_walkthroughs,
     mcp_servers,
-    oauth_codes,
     oauth_grants,
     oauth_refresh_tokens,
     oidc_providers,
@@ -289,8 +288,8 @@ class PostgresTokenStore:
             _GRANT.client_name,
             _GRANT.scope,
             _GRANT.created_at,
-            _ENDS_AT,
-        ).where(*chosen(oauth_grants), _GRANT.revoked_at.is_(None), now < _ENDS_AT)
+            _GRANT.good_until,
+        ).where(*chosen(oauth_grants), _GRANT.revoked_at.is_(None), _GRANT.good_until > now)
         listed = union_all(given_out, granted).subquery()
         statement = (
             select(listed, mcp_servers.c.slug, mcp_server_users.c.email)
@@ -351,16 +350,6 @@ class PostgresTokenStore:
 
 _TOKEN = access_tokens.c
 _GRANT = oauth_grants.c
-# When nothing of a grant is good any more. Codes and tokens that are used up end sooner than what they gave.
-_ENDS_AT = func.greatest(
-    *(
-        select(func.max(table.c.expires_at))
-        .where(table.c.organization_id == _GRANT.organization_id, table.c.grant_id == _GRANT.id)
-        .correlate(oauth_grants)
-        .scalar_subquery()
-        for table in (oauth_codes, access_tokens, oauth_refresh_tokens)
-    )
-).label("ends_at")
 
 
 async def _end_grants(connection: AsyncConnection, server: ServerKey, which: ColumnElement[bool], now: Millis) -> int:
@@ -372,7 +361,7 @@ async def _end_grants(connection: AsyncConnection, server: ServerKey, which: Col
             _GRANT.organization_id == organization_id,
             _GRANT.mcp_server_id == server.server_id,
             _GRANT.revoked_at.is_(None),
-            now < _ENDS_AT,
+            _GRANT.good_until > now,
             which,
         )
         .order_by(_GRANT.id)  # in one order always: two who end the same do not wait for each other in a circle

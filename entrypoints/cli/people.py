@@ -117,7 +117,7 @@ def user_erase(org: str, who: str, is_sure: bool, data_dir: Path | None, as_json
 
     async def asked(container: Container) -> tuple[PersonalRecord, Erased | None]:
         data = container.personal_data()
-        record = (await data.dossier(org, who)).record
+        record = await data.record(org, who)
         if not is_sure and not click.confirm(_question(org, record), err=True):
             return record, None
         return record, await data.erase(org, record.user_id)

@@ -133,6 +133,8 @@ def _fail(problem: str) -> None:
 
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
+    if driver := getattr(cause, "orig", None):  # an SQLAlchemy error, which repeats the whole statement
+        cause = driver.__cause__ or driver
     return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 

@@ -90,7 +90,8 @@ create table oauth_authorizations (
 );
 create index oauth_authorizations_expired on oauth_authorizations (organization_id, mcp_server_id, expires_at);
 
--- What a person let a client do, once: all codes and tokens that come of it are one family, and end together.
+-- What a person let a client do, once: all codes and tokens that come of it are one family, and end together. Unless
+-- it is revoked before, one of them is good until `good_until`.
 create table oauth_grants (
     organization_id    text   not null,
     id                 text   not null,
@@ -101,6 +102,7 @@ create table oauth_grants (
     scope              text   not null,
     created_at         bigint not null,
     revoked_at         bigint,
+    good_until         bigint not null,
     constraint oauth_grants_pkey primary key (organization_id, id),
     constraint oauth_grants_server_fkey foreign key (organization_id, mcp_server_id)
         references mcp_servers (organization_id, id) on delete cascade,
@@ -108,6 +110,7 @@ create table oauth_grants (
         references mcp_server_users (organization_id, id) on delete cascade
 );
 create index oauth_grants_by_user on oauth_grants (organization_id, mcp_server_user_id);
+create index oauth_grants_by_end on oauth_grants (organization_id, mcp_server_id, good_until);
 
 create table oauth_codes (
     organization_id text   not null,

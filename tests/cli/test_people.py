@@ -95,8 +95,8 @@ def grant_to(
             f"""
             with granted as (
                 insert into oauth_grants (organization_id, id, mcp_server_id, mcp_server_user_id, client_id,
-                                          client_name, scope, created_at)
-                select s.organization_id, $3, s.id, u.id, 'client_1', $4, 'walkthroughs', 1790000000000
+                                          client_name, scope, created_at, good_until)
+                select s.organization_id, $3, s.id, u.id, 'client_1', $4, 'walkthroughs', 1790000000000, 2000000000000
                   from mcp_servers s join mcp_server_users u using (organization_id)
                  where s.slug = $1 and u.email = $2
                 returning *),
@@ -275,7 +275,7 @@ insert into mcp_server_user_identities values
     ('{at}', 'https://acme.okta.example', '00u-ada', '{user}', 1790000002002),
     ('{at}', 'email', 'ada@work.example', '{user}', 1790000002003);
 insert into oauth_grants values ('{at}', 'grant_a', '{server}', '{user}', 'client_a', 'Adas IDE',
-    'walkthroughs offline_access', 1790000003001, 1790000003002);
+    'walkthroughs offline_access', 1790000003001, 1790000003002, 1790000003003);
 insert into oauth_codes values ('{at}', sha256('code'), 'grant_a', 'http://127.0.0.1:5/ada', 'challenge',
     1790000004001, 1790000004002);
 insert into oauth_refresh_tokens values ('{at}', sha256('refresh'), 'grant_a', 1790000005001, 1790000005002,

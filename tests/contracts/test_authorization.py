@@ -392,6 +392,24 @@ async def test_what_has_expired_is_swept_on_the_way(host: Host, owner: asyncpg.C
     assert await owner.fetchval("select count(*) from oauth_grants") == 1
 
 
+async def test_what_is_left_of_people_who_never_come_back_goes_with_whoever_comes(
+    host: Host, owner: asyncpg.Connection
+) -> None:
+    await host.sign_in()  # tokens for a month
+    await host.code()  # a code, and nothing more
+    bob = (await host.world.caller(host.server, "bob@example.com")).user_id
+    assert bob is not None
+    host.user = bob
+    whose = "select mcp_server_user_id = $1 from oauth_grants order by created_at, 1"
+    host.now = Millis(NOW + REFRESH_LIFETIME)
+    await host.sign_in()
+    assert [row[0] for row in await owner.fetch(whose, bob)] == [False, True], "the code's has gone, the other ends now"
+    host.now = Millis(NOW + REFRESH_LIFETIME + ACCESS_LIFETIME + 1)
+    await host.sign_in()
+    assert [row[0] for row in await owner.fetch(whose, bob)] == [True, True]
+    assert await owner.fetchval("select count(*) from oauth_refresh_tokens") == 2
+
+
 async def test_what_was_revoked_lately_or_is_in_use_is_not_swept(host: Host, owner: asyncpg.Connection) -> None:
     in_use, revoked = await host.sign_in(), await host.sign_in()
     host.now = Millis(NOW + REFRESH_LIFETIME - 1)

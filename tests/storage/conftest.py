@@ -146,7 +146,7 @@ values ('$', 'srv_$', 'client_$', '{}', 1);
 insert into oauth_authorizations (organization_id, mcp_server_id, id_hash, browser_hash, request, sign_in,
        created_at, expires_at)
 values ('$', 'srv_$', sha256('id $'), sha256('browser $'), '{}', '{}', 1, 2);
-insert into oauth_grants values ('$', 'grant_$', 'srv_$', 'usr_$', 'client_$', 'Client', 'walkthroughs', 1, null);
+insert into oauth_grants values ('$', 'grant_$', 'srv_$', 'usr_$', 'client_$', 'Client', 'walkthroughs', 1, null, 2);
 insert into oauth_codes values ('$', sha256('code $'), 'grant_$', 'http://localhost/callback', 'challenge', 2, null);
 insert into oauth_refresh_tokens values ('$', sha256('refresh $'), 'grant_$', 1, 2, null);
 """
