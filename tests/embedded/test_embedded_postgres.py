@@ -63,12 +63,14 @@ for line in sys.stdin:
                     server.stop()
                 answer = " ".join(map(str, pids))
             case "fork":
+                until_we_end, ours = os.pipe()  # not the input: the child could take the next command
                 child = os.fork()
                 if child == 0:
+                    os.close(ours)
                     try: server.ensure_running(); said = "it has a share"
                     except EmbeddedPostgresError as error: said = error
                     print(said, flush=True)
-                    sys.stdin.read(); os._exit(0)
+                    os.read(until_we_end, 1); os._exit(0)
                 continue
     except EmbeddedPostgresError as error:
         answer = f"error: {error}"
