@@ -244,6 +244,30 @@ async def test_a_browser_is_known_by_one_cookie_of_exactly_that_name(acme: Host)
 
 
 @pytest.mark.promise("auth.refused")
+async def test_a_session_cannot_be_fixed(acme: Host) -> None:
+    """Whoever is lured into a sign-in that an attacker began does not end it, and a browser's secret alone is nobody."""
+    attacker, victim = await acme.browser(), await acme.browser()
+    await attacker.open((await acme.asking()).url)
+    await attacker.submit(decision="approve")
+    planted = attacker.http.cookies["cairn-browser"]
+
+    await victim.sign_in((await acme.asking()).url)
+    own = victim.http.cookies["cairn-browser"]
+    assert await victim.open(f"/sign-in?request={attacker.request}") is None
+    assert (victim.page.status_code, victim.heading) == (403, START_AGAIN)  # type: ignore[union-attr]
+    assert victim.http.cookies["cairn-browser"] == own != planted
+
+    # Even if the attacker's own secret were in the victim's browser: having signed in leaves nobody signed in.
+    tricked = await acme.browser()
+    tricked.http.cookies.set("cairn-browser", planted)
+    await tricked.sign_in((await acme.asking()).url)
+    await attacker.open((await acme.asking()).url)
+    assert attacker.asks_for("decision")
+    assert await attacker.submit(decision="approve") is None
+    assert attacker.asks_for("email")
+
+
+@pytest.mark.promise("auth.refused")
 async def test_a_form_that_another_site_sends_is_refused(acme: Host) -> None:
     browser = await sent(acme)
     form = {"request": browser.request, "code": acme.mailbox.code("ada@example.com")}
