@@ -245,7 +245,7 @@ async def test_a_browser_is_known_by_one_cookie_of_exactly_that_name(acme: Host)
 
 @pytest.mark.promise("auth.refused")
 async def test_a_session_cannot_be_fixed(acme: Host) -> None:
-    """Whoever is lured into a sign-in that an attacker began does not end it, and a browser's secret alone is nobody."""
+    """Whoever is lured into a sign-in that an attacker began does not end it, and a known browser is nobody known."""
     attacker, victim = await acme.browser(), await acme.browser()
     await attacker.open((await acme.asking()).url)
     await attacker.submit(decision="approve")

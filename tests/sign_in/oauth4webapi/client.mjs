@@ -1,6 +1,6 @@
 // A client of the npm package oauth4webapi, with all of its own checks on: whatever they find ends it.
 //
-//   client.mjs <MCP endpoint> <redirect URI> <token endpoint auth method>
+//   client.mjs <MCP endpoint> <redirect URI> <token endpoint auth method> <MCP revision>
 //
 // It writes {"open": <address>} where a person has to go on in a browser, and reads the address that the browser is sent
 // back to, as a line. What the MCP endpoint has said, and what the person has, it writes at the end.
@@ -8,7 +8,7 @@
 import { createInterface } from "node:readline";
 import * as oauth from "oauth4webapi";
 
-const [endpoint, redirectUri, method] = process.argv.slice(-3);
+const [endpoint, redirectUri, method, era] = process.argv.slice(-4);
 const url = new URL(endpoint);
 const plain = { [oauth.allowInsecureRequests]: true }; // loopback, without TLS
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
@@ -96,11 +96,20 @@ async function signIn() {
 
 // The structured result of a tool call, or the challenges that it is refused with.
 async function call(name, given, token) {
-  const message = { jsonrpc: "2.0", id: 1, method: "tools/call", params: { name, arguments: given } };
+  const params = { name, arguments: given };
+  if (era >= "2026-07-28") {
+    params._meta = {
+      "io.modelcontextprotocol/protocolVersion": era,
+      "io.modelcontextprotocol/clientInfo": { name: "independent", version: "1" },
+      "io.modelcontextprotocol/clientCapabilities": {},
+    };
+  }
+  const message = { jsonrpc: "2.0", id: 1, method: "tools/call", params };
   const headers = new Headers({
     "content-type": "application/json",
     accept: "application/json, text/event-stream",
-    "mcp-protocol-version": "2025-11-25",
+    "mcp-protocol-version": era,
+    ...(era >= "2026-07-28" && { "mcp-method": message.method, "mcp-name": name }),
   });
   try {
     const answer = await oauth.protectedResourceRequest(token, "POST", url, headers, JSON.stringify(message), plain);
