@@ -28,12 +28,12 @@ class PostgresAssignmentStore:
     async def assign(
         self, organization_id: OrganizationId, key: str, placements: Sequence[Placement], now: Millis
     ) -> Sequence[Assignment]:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             id = await _id(connection, organization_id, key)
             return await place(connection, organization_id, id, placements, now)
 
     async def unassign(self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey]) -> Sequence[bool]:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             id = await _id(connection, organization_id, key)
             statement = (
                 mcp_server_walkthroughs.delete()
@@ -50,7 +50,7 @@ class PostgresAssignmentStore:
     async def set_enabled(
         self, organization_id: OrganizationId, key: str, servers: Sequence[ServerKey], *, is_enabled: bool
     ) -> Sequence[bool]:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             id = await _id(connection, organization_id, key)
             here = (
                 _ASSIGNED.organization_id == organization_id,
@@ -76,7 +76,7 @@ class PostgresAssignmentStore:
         return [was_enabled[server.server_id] is not is_enabled for server in servers]
 
     async def order(self, server: ServerKey, first: Sequence[str]) -> Sequence[str]:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             here = (
                 _ASSIGNED.organization_id == server.organization_id,
                 _ASSIGNED.mcp_server_id == server.server_id,

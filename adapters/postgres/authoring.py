@@ -63,7 +63,7 @@ class PostgresWalkthroughStore:
     async def read(
         self, organization_id: OrganizationId, key: str, *, since: DraftRevision | None = None
     ) -> Walkthrough | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             # Shared: so that no author changes it between these statements.
             return await _read(connection, organization_id, key, since, is_shared=True)
 
@@ -78,7 +78,7 @@ class PostgresWalkthroughStore:
         new_id: WalkthroughId | None = None,
         placements: Sequence[Placement] = (),
     ) -> Change:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             if new_id is not None:
                 await connection.execute(
                     insert(walkthroughs)
@@ -96,7 +96,7 @@ class PostgresWalkthroughStore:
 
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
         its = walkthrough_ledger.c
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             rows = await connection.execute(
                 select(
                     its.deed, its.version, its.content_hash, its.policy, its.source_version, its.acted_by, its.acted_at
@@ -121,7 +121,7 @@ class PostgresWalkthroughStore:
         self, organization_id: OrganizationId, walkthrough_id: WalkthroughId
     ) -> Mapping[int, VersionPeople]:
         its = walkthrough_progress.c
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             rows = await connection.execute(
                 select(
                     its.version,
@@ -140,7 +140,7 @@ class PostgresWalkthroughStore:
     async def standings(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[Standing]:
         its, at = walkthrough_progress.c, mcp_server_walkthroughs.c
         is_enabled = func.coalesce(at.is_enabled, literal(False, Boolean)).label("is_enabled")
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             rows = await connection.execute(
                 select(its.version, its.current_step_id, its.carried, is_enabled, func.count().label("people"))
                 .join_from(

@@ -124,7 +124,7 @@ class PostgresAuthorizationServer:
         def begin(server: _Server) -> OAuthAnswer | SignInState:
             return server.begin(_Request("GET", parameters))
 
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(key.server.organization_id) as connection:
             begun = await self._served(connection, site, now, begin)
             if isinstance(begun, OAuthAnswer):
                 return begun
@@ -146,7 +146,7 @@ class PostgresAuthorizationServer:
         return None
 
     async def finish(self, site: Site, key: SignInKey, user: UserId | None, now: Millis) -> OAuthAnswer:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(key.server.organization_id) as connection:
             # The person first: whoever erases them holds them, and then wants their sign-ins.
             is_there = user is None or await _is_there(connection, key.server, user)
             # Whoever deletes it finishes it; a second one waits, and finds it gone.
@@ -199,7 +199,7 @@ class PostgresAuthorizationServer:
         server = site.server.key
         client_id = self._ids.new("client")
         secret = None if client.auth_method == "none" else self._ids.token("cairn_secret")
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             await _forget_unused_clients(connection, server, now)
             await connection.execute(
                 insert(oauth_clients).values(
@@ -218,7 +218,7 @@ class PostgresAuthorizationServer:
     async def wants_document(self, site: Site, client_id: str, now: Millis) -> bool:
         if not is_document_url(client_id):
             return False
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(site.server.key.organization_id) as connection:
             read_at = await connection.scalar(select(_CLIENT.created_at).where(_client(site.server.key, client_id)))
         return is_to_be_read(read_at, now)
 
@@ -228,7 +228,7 @@ class PostgresAuthorizationServer:
         if document is not None:
             with suppress(ClientRefused):
                 client = Client.documented(client_id, document)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             if client is None:
                 # Unknown from now on. Those who have signed in with it stay signed in, and those who are about to may.
                 forgotten = func.least(_CLIENT.created_at, now - DOCUMENT_KEPT)
@@ -254,7 +254,7 @@ class PostgresAuthorizationServer:
         if flaw is not None:
             return _refused(flaw)
         request = _Request("POST", parameters, authorization)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(site.server.key.organization_id) as connection:
             return await self._served(connection, site, now, lambda server: answer(server, request))
 
     async def _served(

@@ -132,14 +132,14 @@ class PostgresFunnels:
         self._database = database
 
     async def subject(self, organization_id: OrganizationId, key: str) -> Subject | None:
-        async with self._database.hot() as connection:
+        async with self._database.hot_transaction(organization_id) as connection:
             row = await connection.fetchrow(_SUBJECT, organization_id, key)
         return None if row is None else Subject(WalkthroughId(row["id"]), row["latest_version"])
 
     async def counts(
         self, organization_id: OrganizationId, walkthrough_id: WalkthroughId, cohort: Cohort, measures: Measures
     ) -> Counts:
-        async with self._database.hot() as connection, connection.transaction(readonly=True):
+        async with self._database.hot_transaction(organization_id) as connection:
             await connection.execute(f"set local statement_timeout = '{_SECONDS}s'")
             row = await connection.fetchrow(
                 _COUNTS,

@@ -34,34 +34,9 @@ from domain.walkthrough import (
     WalkthroughType,
 )
 
-# $1 organisation, $2 server, $3 user or null. Begins with the server's own and the caller's own walkthroughs,
-# both found by a prefix of a primary key, so that an organisation's size does not matter.
-_STANDINGS = """
-select w.id, w.key, w.is_published, w.archived_at, w.latest_version, latest.on_publish, a.is_enabled,
-       shown.version as shown_version, shown.state, shown.title, shown.description, shown.type, shown.step_count,
-       shown.estimated_minutes,
-       p.mcp_server_id, p.mcp_server_user_id, p.version, p.attempt, p.revision, p.status, p.current_step_id,
-       p.carried, p.started_at, p.last_activity_at, p.completed_at
-  from (select walkthrough_id from mcp_server_walkthroughs
-         where organization_id = $1 and mcp_server_id = $2
-         union
-        select walkthrough_id from walkthrough_progress
-         where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3) as here
-  join walkthroughs w on w.organization_id = $1 and w.id = here.walkthrough_id
-  left join mcp_server_walkthroughs a
-    on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
-  left join walkthrough_progress p
-    on p.organization_id = $1 and p.mcp_server_id = $2 and p.mcp_server_user_id = $3 and p.walkthrough_id = w.id
-   and p.status <> 'merged'
-  join walkthrough_versions latest
-    on latest.organization_id = $1 and latest.walkthrough_id = w.id and latest.version = w.latest_version
-  join walkthrough_versions shown
-    on shown.organization_id = $1 and shown.walkthrough_id = w.id
-   and shown.version = coalesce(p.version, w.latest_version)
-"""
-_IN_ORDER = " order by a.display_order nulls last, w.key"
-_ALL_STANDINGS = _STANDINGS + _IN_ORDER
-_MATCHING_STANDINGS = _STANDINGS + " where w.id = $4 or w.key = $4 or lower(shown.title) = lower($4)" + _IN_ORDER
+# Functions of the database, which name the organisation before they read or write (migration 0007): $1.
+_STANDINGS = "select * from standings($1, $2, $3)"
+_MATCHING_STANDINGS = "select * from matching_standings($1, $2, $3, $4)"
 
 
 class PostgresCatalogue:
@@ -73,7 +48,7 @@ class PostgresCatalogue:
     async def standings(self, caller: Caller) -> Sequence[Standing]:
         server = caller.server
         async with self._database.hot() as connection:
-            rows = await connection.fetch(_ALL_STANDINGS, server.organization_id, server.server_id, caller.user_id)
+            rows = await connection.fetch(_STANDINGS, server.organization_id, server.server_id, caller.user_id)
         return [_standing(server.organization_id, row) for row in rows]
 
     async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
@@ -199,7 +174,7 @@ class PostgresVersionLibrary:
         # Every caller asks for one organisation; a statement never reads from two.
         for organization_id in {key.organization_id for key in keys}:
             mine = [key for key in keys if key.organization_id == organization_id]
-            async with self._database.hot() as connection:
+            async with self._database.hot_transaction(organization_id) as connection:
                 rows = await connection.fetch(
                     _CONTENT,
                     organization_id,
@@ -255,48 +230,9 @@ def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
 
 # ------------------------------------------------------------------------------------------------ progress
 
-# $1–$4 the key, $5 the revision the decision was based on, $6–$14 the new row, $15–$23 what happened, and $24–$32
-# the move that a publish demanded after it, or nulls: a call records no more than these two. The row is compared
-# and set, and the events go in with it, or nothing happens: a racing call that waited for the row finds another
-# revision and changes nothing. (Events as arrays would make the driver look up types on every new connection.)
-_ADVANCE = """
-with moved as (
-    update walkthrough_progress
-       set version = $6, attempt = $7, revision = $8, status = $9, current_step_id = $10, carried = $11,
-           started_at = $12, last_activity_at = $13, completed_at = $14
-     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
-       and revision = $5
-    returning 1
-)
-insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
-       revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
-select $1, $2, $3, $4, e.*
-  from moved,
-       (values ($15::integer, $16::integer, $17::integer, $18::text, $19::text, $20::text, $21::text, $22::text,
-                $23::bigint),
-               ($24, $25, $26, $27, $28, $29, $30, $31, $32)) as e (revision)
- where e.revision is not null
-"""
-
-# Whoever merges a visitor holds the visitor's row. This waits for it, and finds nobody then; or it comes first, and is
-# merged too. The foreign key would lock the same row as much.
-_BEGIN = """
-with begun as (
-    insert into walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
-           version, attempt, revision, status, current_step_id, carried, started_at, last_activity_at,
-           completed_at)
-    select $1, $2, u.id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
-      from mcp_server_users u
-     where u.organization_id = $1 and u.id = $3 and u.merged_into is null
-       for key share
-    on conflict (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id) do nothing
-    returning 1
-)
-insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
-       revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
-select $1, $2, $3, $4, $14::integer, $15::integer, $16::integer, $17, $18, $19, $20, $21, $22::bigint
-  from begun
-"""
+# $1-$4 the key. Each stores the row and its events, or nothing, and says how many events it stored.
+_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 33))})"
+_BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 23))})"
 
 _IS_NOTED = """
 select exists (
@@ -335,18 +271,18 @@ class PostgresProgressStore:
         first, *second = map(_event_row, transition.events)
         async with self._database.hot() as connection:
             if before is None:
-                result = await connection.execute(_BEGIN, *_key_row(after.key), *row, *first)
+                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), *row, *first)
             else:
                 (move,) = second or [_NO_EVENT]
-                result = await connection.execute(_ADVANCE, *_key_row(after.key), before.revision, *row, *first, *move)
-        return int(result.rpartition(" ")[2]) == len(transition.events)  # "INSERT 0 1"
+                stored = await connection.fetchval(_ADVANCE, *_key_row(after.key), before.revision, *row, *first, *move)
+        return bool(stored == len(transition.events))
 
     async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
-        async with self._database.hot() as connection:
+        async with self._database.hot_transaction(key.organization_id) as connection:
             return bool(await connection.fetchval(_IS_NOTED, *_key_row(key), attempt, step_id, note))
 
     async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
-        async with self._database.hot() as connection:
+        async with self._database.hot_transaction(key.organization_id) as connection:
             rows = await connection.fetch(_EVENTS, *_key_row(key))
         return [stored_event(row) for row in rows]
 

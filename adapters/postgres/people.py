@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.postgres.connections import Database
+from adapters.postgres.connections import Database, act_for
 from adapters.postgres.learning import stored_event, stored_progress
 from adapters.postgres.tables import (
     access_tokens,
@@ -123,24 +123,26 @@ class PostgresPersonalDataStore:
         statement = text(_PEOPLE.format(is_here=_ANYWHERE if server_id is None else _HERE)).bindparams(
             bindparam("server", type_=String), bindparam("address", type_=String)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             rows = (await connection.execute(statement, parameters)).all()
         return [PersonSummary(*row) for row in rows]
 
     async def find(self, organization_id: OrganizationId, who: str) -> UserId | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             found = await connection.scalar(known_as(organization_id, who))
         return None if found is None else UserId(found)
 
     async def record(self, organization_id: OrganizationId, user_id: UserId) -> PersonalRecord | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(None) as connection:
+            # Before the first statement, or it is too late.
             await connection.execute(text("set transaction isolation level repeatable read, read only"))
+            await act_for(connection, organization_id)
             return await _record(connection, organization_id, user_id)
 
     async def calls(
         self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
     ) -> tuple[Sequence[ToolCall], Millis | None]:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             following, theirs = await self._stretch(connection, organization_id, users, since)
             rows = await connection.execute(select(tool_calls).where(theirs).order_by(_CALL.created_at, _CALL.id))
             return [_call(row) for row in rows.mappings()], following
@@ -148,14 +150,14 @@ class PostgresPersonalDataStore:
     async def forget_calls(
         self, organization_id: OrganizationId, users: Collection[UserId], since: Millis
     ) -> ForgottenCalls:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             following, theirs = await self._stretch(connection, organization_id, users, since)
             return ForgottenCalls(await _forget(connection, theirs), following)
 
     async def erase(
         self, organization_id: OrganizationId, users: Collection[UserId], calls_since: Millis
     ) -> int | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             grants = select(oauth_grants.c.id).where(
                 oauth_grants.c.organization_id == organization_id, oauth_grants.c.mcp_server_user_id.in_(users)
             )

@@ -38,7 +38,7 @@ class PostgresSignInStore:
         self._database = database
 
     async def begin_keeping(self, key: SignInKey, visitor: UserId, state: SignInState, now: Millis) -> None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(key.server.organization_id) as connection:
             await sweep(connection, key, now)
             await connection.execute(
                 insert(oauth_authorizations).values(
@@ -55,13 +55,13 @@ class PostgresSignInStore:
             )
 
     async def read(self, key: SignInKey, now: Millis) -> SignInUnderWay | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(key.server.organization_id) as connection:
             return await _read(connection, key, now, is_locked=False)
 
     async def change(
         self, key: SignInKey, decide: Callable[[SignInState], SignInState], now: Millis
     ) -> SignInUnderWay | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(key.server.organization_id) as connection:
             found = await _read(connection, key, now, is_locked=True)
             if found is None:
                 return None
@@ -118,7 +118,7 @@ class PostgresPeople:
     async def person(
         self, organization_id: OrganizationId, identity: IdentityKey | None, email: str, new_user: UserId, now: Millis
     ) -> UserId:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             return await person(connection, organization_id, identity, email, new_user, now)
 
 

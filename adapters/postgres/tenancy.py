@@ -8,12 +8,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select, true, union_all, update
+from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select, text, true, union_all, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.postgres.connections import Database
+from adapters.postgres.connections import Database, act_for
 from adapters.postgres.people import known_as
 from adapters.postgres.sign_in import person
 from adapters.postgres.tables import (
@@ -41,7 +41,7 @@ class PostgresTenantStore:
 
     async def create_organization(self, id: OrganizationId, slug: str, name: str, now: Millis) -> None:
         statement = insert(organizations).values(id=id, slug=slug, name=name, created_at=now)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(id) as connection:
             result = await connection.execute(statement.on_conflict_do_nothing(index_elements=["slug"]))
         if not result.rowcount:
             raise AlreadyExists(f"there is an organisation {slug!r} already: choose another slug")
@@ -56,7 +56,7 @@ class PostgresTenantStore:
             auth_mode=server.auth_mode,
             created_at=now,
         )
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.key.organization_id) as connection:
             try:
                 result = await connection.execute(statement.on_conflict_do_nothing())
             except IntegrityError as error:
@@ -67,67 +67,32 @@ class PostgresTenantStore:
             raise AlreadyExists(f"the name {names} is taken: choose another one")
 
     async def organization(self, slug: str) -> OrganizationId | None:
-        async with self._database.transaction() as connection:
-            found = await connection.scalar(select(organizations.c.id).where(organizations.c.slug == slug))
+        async with self._database.transaction(None) as connection:
+            found = await connection.scalar(select(func.organization_of(slug)))
         return OrganizationId(found) if found is not None else None
 
     async def server(self, slug: str) -> ServerListing | None:
-        found = await self._listings(mcp_servers.c.slug == slug)
+        async with self._database.transaction(None) as connection:
+            id = await connection.scalar(text(_ORGANIZATION_WITH_SERVER), {"slug": slug})
+            found = [] if id is None else await _listings(connection, id, mcp_servers.c.slug == slug)
         return found[0] if found else None
 
     async def servers(self, organization_id: OrganizationId | None) -> Sequence[ServerListing]:
-        return await self._listings(
-            true() if organization_id is None else mcp_servers.c.organization_id == organization_id
-        )
+        async with self._database.transaction(None) as connection:
+            ids: Sequence[OrganizationId] = (
+                [organization_id]
+                if organization_id is not None
+                else (await connection.scalars(select(func.organization_ids()))).all()
+            )
+            return [listing for id in ids for listing in await _listings(connection, id, true())]
 
     async def provider(self, organization_id: OrganizationId) -> OidcProvider | None:
-        statement = select(*_PROVIDER).where(oidc_providers.c.organization_id == organization_id)
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else OidcProvider(*row)
-
-    async def _listings(self, which: ColumnElement[bool]) -> Sequence[ServerListing]:
-        assigned = (
-            select(func.count())
-            .where(
-                mcp_server_walkthroughs.c.organization_id == mcp_servers.c.organization_id,
-                mcp_server_walkthroughs.c.mcp_server_id == mcp_servers.c.id,
-            )
-            .scalar_subquery()
-        )
-        statement = (
-            select(organizations.c.slug.label("organization_slug"), mcp_servers, assigned.label("assigned"))
-            .join_from(mcp_servers, organizations, mcp_servers.c.organization_id == organizations.c.id)
-            .where(which)
-            .order_by(organizations.c.slug, mcp_servers.c.slug)
-        )
-        async with self._database.transaction() as connection:
-            rows = (await connection.execute(statement)).mappings().all()
-            found = await connection.execute(
-                select(oidc_providers.c.organization_id, *_PROVIDER).where(
-                    oidc_providers.c.organization_id.in_({row["organization_id"] for row in rows})
-                )
-            )
-            providers = {organization_id: OidcProvider(*row) for organization_id, *row in found}
-        return [
-            ServerListing(
-                organization_slug=row["organization_slug"],
-                server=Server(
-                    key=ServerKey(row["organization_id"], row["id"]),
-                    slug=row["slug"],
-                    name=row["name"],
-                    auth_mode=AuthMode(row["auth_mode"]),
-                    custom_domain=row["custom_domain"],
-                ),
-                assigned=row["assigned"],
-                provider=providers.get(row["organization_id"]),
-            )
-            for row in rows
-        ]
+        async with self._database.transaction(organization_id) as connection:
+            return await _provider(connection, organization_id)
 
     async def set_auth_mode(self, server: ServerKey, auth_mode: AuthMode) -> AuthMode:
         which = and_(mcp_servers.c.organization_id == server.organization_id, mcp_servers.c.id == server.server_id)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             former = await connection.scalar(select(mcp_servers.c.auth_mode).where(which).with_for_update())
             if former is None:
                 raise NotFound("this server is gone: see 'cairn server list'")
@@ -135,7 +100,7 @@ class PostgresTenantStore:
         return AuthMode(former)
 
     async def set_provider(self, organization_id: OrganizationId, provider: OidcProvider | None, now: Millis) -> bool:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             removed = await connection.execute(
                 oidc_providers.delete().where(oidc_providers.c.organization_id == organization_id)
             )
@@ -152,13 +117,52 @@ class PostgresTenantStore:
         return removed.rowcount == 1
 
 
-_SERVER_AT = """
-select organization_id, id, slug, custom_domain, name, auth_mode
-  from mcp_servers
- where slug = $1 or custom_domain = $2
- order by slug = $1 desc
- limit 1
-"""
+# Functions of the database, which find it before it is known whose organisation is asked for (migration 0007).
+_SERVER_AT = "select * from server_at($1, $2)"
+_ORGANIZATION_WITH_SERVER = "select organization_id from server_at(:slug, null)"
+
+
+async def _listings(
+    connection: AsyncConnection, organization_id: OrganizationId, which: ColumnElement[bool]
+) -> Sequence[ServerListing]:
+    """Those servers of an organisation. From here on, the transaction is on its rows."""
+    await act_for(connection, organization_id)
+    assigned = (
+        select(func.count())
+        .where(
+            mcp_server_walkthroughs.c.organization_id == mcp_servers.c.organization_id,
+            mcp_server_walkthroughs.c.mcp_server_id == mcp_servers.c.id,
+        )
+        .scalar_subquery()
+    )
+    rows = await connection.execute(
+        select(organizations.c.slug.label("organization_slug"), mcp_servers, assigned.label("assigned"))
+        .join_from(mcp_servers, organizations, mcp_servers.c.organization_id == organizations.c.id)
+        .where(mcp_servers.c.organization_id == organization_id, which)
+        .order_by(mcp_servers.c.slug)
+    )
+    provider = await _provider(connection, organization_id)
+    return [
+        ServerListing(
+            organization_slug=row["organization_slug"],
+            server=Server(
+                key=ServerKey(organization_id, row["id"]),
+                slug=row["slug"],
+                name=row["name"],
+                auth_mode=AuthMode(row["auth_mode"]),
+                custom_domain=row["custom_domain"],
+            ),
+            assigned=row["assigned"],
+            provider=provider,
+        )
+        for row in rows.mappings()
+    ]
+
+
+async def _provider(connection: AsyncConnection, organization_id: OrganizationId) -> OidcProvider | None:
+    statement = select(*_PROVIDER).where(oidc_providers.c.organization_id == organization_id)
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else OidcProvider(*row)
 
 
 class PostgresServerDirectory:
@@ -221,11 +225,8 @@ class RecentServers:
         return server
 
 
-_BEARER_OF = """
-select mcp_server_user_id, scope
-  from access_tokens
- where organization_id = $1 and token_hash = $2 and mcp_server_id = $3 and (expires_at is null or expires_at > $4)
-"""
+# As above.
+_BEARER_OF = "select * from bearer_of($1, $2, $3, $4)"
 
 
 class PostgresTokenStore:
@@ -240,7 +241,7 @@ class PostgresTokenStore:
         return None if row is None else Bearer(UserId(row["mcp_server_user_id"]), frozenset(row["scope"].split()))
 
     async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             user_id = await person(connection, server.organization_id, None, email, new_user, now)
             token = insert(access_tokens).values(
                 organization_id=server.organization_id,
@@ -301,7 +302,7 @@ class PostgresTokenStore:
             .order_by(listed.c.created_at.desc(), listed.c.grant_id, listed.c.mcp_server_user_id)
             .limit(limit)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(organization_id) as connection:
             rows = (await connection.execute(statement)).all()
         return [
             TokenListing(
@@ -327,22 +328,22 @@ class PostgresTokenStore:
                 for table in (access_tokens, oauth_refresh_tokens)
             )
         )
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             ended = await _end_grants(connection, server, _GRANT.id.in_(of_token), now)
             return ended or await _delete_given_out(connection, server, _TOKEN.token_hash == token_hash)
 
     async def revoke_all_of(self, server: ServerKey, email: str, now: Millis) -> int:
         theirs = known_as(server.organization_id, email)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             granted = await _end_grants(connection, server, _GRANT.mcp_server_user_id.in_(theirs), now)
             return granted + await _delete_given_out(connection, server, _TOKEN.mcp_server_user_id.in_(theirs))
 
     async def revoke_grant(self, server: ServerKey, grant_id: str, now: Millis) -> int:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             return await _end_grants(connection, server, _GRANT.id == grant_id, now)
 
     async def revoke_client(self, server: ServerKey, client: str, now: Millis) -> int:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             return await _end_grants(
                 connection, server, or_(_GRANT.client_id == client, _GRANT.client_name == client), now
             )

@@ -23,13 +23,8 @@ from domain.errors import NotFound
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
 from domain.tenancy import Millis, ServerKey, UserId
 
-# Two steps in two primary keys, as cheap as a token.
-_VISITOR = """
-select u.id, u.merged_into
-  from mcp_server_user_identities i
-  join mcp_server_users u on u.organization_id = i.organization_id and u.id = i.mcp_server_user_id
- where i.organization_id = $1 and i.issuer = $2 and i.subject = $3
-"""
+# A function of the database, which names the organisation before it reads (migration 0007).
+_VISITOR = "select * from visitor_of($1, $2, $3)"
 
 # Those that a new visitor finds to be forgotten, in two steps: progress that is begun while they are locked is seen by
 # the second. Ids are random, so that a hundred others are looked at each time, and nobody is passed over for ever. Only
@@ -88,7 +83,7 @@ class PostgresVisitorStore:
             mcp_server_user_id=new_user,
             created_at=now,
         )
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(server.organization_id) as connection:
             await connection.execute(user)
             await connection.execute(identity)
             await _forget_unused(connection, server, new_user, now)
@@ -102,7 +97,7 @@ class PostgresVisitorStore:
         self, server: ServerKey, visitor: UserId, account: UserId, merges: Sequence[Merge]
     ) -> UserId | None:
         try:
-            async with self._database.transaction() as connection:
+            async with self._database.transaction(server.organization_id) as connection:
                 kept_by = await _hold(connection, server, visitor, account)
                 if kept_by is not None:
                     return kept_by

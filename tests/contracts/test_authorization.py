@@ -251,8 +251,8 @@ async def test_nothing_of_one_server_is_good_at_another(host: Host, database: Da
     # Even for a client of the same name.
     tokens, code = await host.sign_in(), await host.code()
     clients = "update oauth_clients set client_id = $1 where mcp_server_id = $2"
-    async with database.hot() as connection:
-        await connection.execute(clients, host.client_id, other.server.key.server_id)
+    async with database.hot_transaction(other.server.key.organization_id) as connection:
+        assert await connection.execute(clients, host.client_id, other.server.key.server_id) == "UPDATE 1"
     other.client_id = host.client_id
     assert error_of(await other.redeem(code)) == (400, "invalid_grant")
     assert error_of(await other.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
@@ -540,7 +540,7 @@ async def test_whoever_is_erased_while_they_finish_is_given_nothing_and_nobody_w
 async def test_whoever_finds_no_connection_free_is_told_to_come_again(host: Host, database: Database) -> None:
     async with AsyncExitStack() as held:
         for _ in range(4):
-            await (await held.enter_async_context(database.transaction())).execute(text("select 1"))
+            await (await held.enter_async_context(database.transaction(None))).execute(text("select 1"))
         with pytest.raises(TemporarilyUnavailable):
             await host.refresh("token")
     assert error_of(await host.refresh("token")) == (400, "invalid_grant")
@@ -548,7 +548,7 @@ async def test_whoever_finds_no_connection_free_is_told_to_come_again(host: Host
 
 async def test_a_statement_that_fails_does_not_say_what_was_to_be_stored(database: Database) -> None:
     with pytest.raises(DBAPIError, match="division by zero") as failed:
-        async with database.transaction() as connection:
+        async with database.transaction(None) as connection:
             await connection.execute(text("select cast(:email as text), 1 / 0"), {"email": "ada@example.com"})
     assert "ada@example.com" not in str(failed.value)
 

@@ -240,7 +240,7 @@ async def connections(owner_url: str, count: int) -> AsyncIterator[list[Database
             await stack.enter_async_context(Database(Access(owner_url, assume_role=True))) for _ in range(count // 2)
         ]
         for pool in pools:
-            async with pool.transaction(), pool.transaction():
+            async with pool.transaction(None), pool.transaction(None):
                 pass
         yield pools * 2
 

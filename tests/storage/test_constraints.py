@@ -534,10 +534,10 @@ async def test_there_is_no_way_to_change_what_is_published(tenants: asyncpg.Conn
     """As the owner, a superuser even, with every trigger on; and as the service, whom grants hold back too."""
     before = await _published(tenants)
     if role == "service":
-        await tenants.execute("set role cairn_service")
+        await tenants.execute("set role cairn_service; set app.organization_id = 'a'")
     with pytest.raises((asyncpg.IntegrityConstraintViolationError, asyncpg.InsufficientPrivilegeError)) as refused:
         await tenants.execute(way)
-    await tenants.execute("reset role")
+    await tenants.execute("reset role; reset app.organization_id")
     if role == "owner":
         assert isinstance(refused.value, asyncpg.IntegrityConstraintViolationError)
     assert await _published(tenants) == before

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from adapters.postgres.connections import Access, Database
+from adapters.postgres.visitors import PostgresVisitorStore
 from application.insight import PAUSE, TOO_FAST
 from application.ports import Cohort, Measures, ToolCall
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Told, Transition
@@ -43,6 +44,9 @@ insert into mcp_servers (organization_id, id, slug, custom_domain, name, auth_mo
 select 'o' || o, 's' || s, 'o' || o || 's' || s, 'o' || o || 's' || s || '.example.com', 'S', 'on_demand', 1
   from generate_series(0, 9) o, generate_series(0, 49) s;
 insert into mcp_server_users select 'o' || o, 'u' || u, 'u' || u || '@example.com', 1, 1, 1
+  from generate_series(0, 9) o, generate_series(0, 99) u;
+insert into mcp_server_user_identities
+select 'o' || o, 'visitor:s0', encode(sha256(('o' || o || 'v' || u)::bytea), 'hex'), 'u' || u, 1
   from generate_series(0, 9) o, generate_series(0, 99) u;
 insert into access_tokens select 'o' || o, sha256(('o' || o || 'u' || u || 't' || t)::bytea), 's0', 'u' || u, 1
   from generate_series(0, 9) o, generate_series(0, 99) u, generate_series(0, 2) t;
@@ -145,25 +149,54 @@ _CALL = ToolCall(
 
 # What a tool call asks of the ports, with arguments for which something is found.
 HOT: dict[str, Callable[[World], Awaitable[object]]] = {
-    "the list": lambda world: world.catalogue.standings(_U0),
-    "the list of nobody": lambda world: world.catalogue.standings(Caller(_SERVER, None)),
-    "one by id": lambda world: world.catalogue.matching(_U0, "w8"),
-    "one by title": lambda world: world.catalogue.matching(_U0, "title 8"),
-    "content": lambda world: world.library.versions(_VERSIONS[:1]),
-    "content of five": lambda world: world.library.versions(_VERSIONS),
-    "an advance": lambda world: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED)),
-    "a start": lambda world: world.progress.commit(_moved(_NEW, EventKind.STARTED)),
-    "whether it is noted": lambda world: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
-    "events": lambda world: world.progress.events(_KEY),
-    "the log": lambda world: record(world.calls, _CALL),
-    "the server of a slug": lambda world: world.servers.server_at(slug="o3s7", custom_domain=None),
-    "the server of a domain": lambda world: world.servers.server_at(slug=None, custom_domain="o3s7.example.com"),
-    "the user of a token": lambda world: world.tokens.bearer_of(_SERVER, sha256(b"o3u0t0").digest(), Millis(0)),
+    "the list": lambda world, _: world.catalogue.standings(_U0),
+    "the list of nobody": lambda world, _: world.catalogue.standings(Caller(_SERVER, None)),
+    "one by id": lambda world, _: world.catalogue.matching(_U0, "w8"),
+    "one by title": lambda world, _: world.catalogue.matching(_U0, "title 8"),
+    "content": lambda world, _: world.library.versions(_VERSIONS[:1]),
+    "content of five": lambda world, _: world.library.versions(_VERSIONS),
+    "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED)),
+    "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED)),
+    "whether it is noted": lambda world, _: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
+    "events": lambda world, _: world.progress.events(_KEY),
+    "the log": lambda world, _: record(world.calls, _CALL),
+    "the server of a slug": lambda world, _: world.servers.server_at(slug="o3s7", custom_domain=None),
+    "the server of a domain": lambda world, _: world.servers.server_at(slug=None, custom_domain="o3s7.example.com"),
+    "the visitor of an address": lambda _, database: PostgresVisitorStore(database).find(
+        _SERVER, sha256(b"o3v0").digest()
+    ),
+    "the user of a token": lambda world, _: world.tokens.bearer_of(_SERVER, sha256(b"o3u0t0").digest(), Millis(0)),
 }
 
 
+# What frames a statement.
+_FRAME = re.compile(r"begin|commit|rollback|savepoint|release|select set_config", re.IGNORECASE)
+_FUNCTION = """
+select prosrc, prosecdef, proargnames,
+       array(select format_type(kind, null) from unnest(proargtypes) with ordinality as of (kind, place) order by place)
+  from pg_proc where proname = $1
+"""
+
+
+async def _inside(connection: Any, statement: str) -> tuple[str, bool]:
+    """The statement in the function that this one calls, and whether it runs as the owner; or else itself."""
+    called = re.fullmatch(r"select (?:\* from )?(\w+)\([$0-9, ]*\)", statement)
+    if called is None:
+        return statement, False
+    source, is_owners, names, types = await connection.fetchrow(_FUNCTION, called[1])
+    for place, name in enumerate((names or [])[: len(types)], start=1):
+        source = re.sub(rf"\b{name}\b", f"${place}", source) if name else source
+    guarded = re.search(r"set_config\(.*?;\s*(?:return query)?(.*?);", source, re.DOTALL)
+    statement = guarded[1] if guarded else source
+    statement = re.sub(r"\$(\d+)", lambda found: f"(${found[1]}::{types[int(found[1]) - 1]})", statement)
+    return statement.replace("[number]", "[1]"), is_owners
+
+
 class ExplainingDatabase(Database):
-    """Explains each hot statement after it has run, and takes back what it did."""
+    """Explains each hot statement after it has run, and takes back what it did.
+
+    Of a function, the statement in it, under the same setting and as the same role.
+    """
 
     nodes: list[dict[str, Any]]
     """Of the plan for its arguments, analysed."""
@@ -177,19 +210,27 @@ class ExplainingDatabase(Database):
             async with _taken_back(connection):
                 with connection.query_logger(ran.append):
                     yield connection
-            (query,) = ran
+            (query,) = [each for each in ran if not _FRAME.match(each.query)]
+            statement, is_owners = await _inside(connection, query.query)
             async with _taken_back(connection):
+                await self._act(connection, is_owners)
                 explained = await connection.fetchval(
-                    f"explain (analyze, timing off, format json) {query.query}", *query.args
+                    f"explain (analyze, timing off, format json) {statement}", *query.args
                 )
                 self.nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
             async with _taken_back(connection):
+                await self._act(connection, is_owners)
                 await connection.execute("set local plan_cache_mode = force_generic_plan")
-                await connection.execute(f"prepare hot as {query.query}")
+                await connection.execute(f"prepare hot as {statement}")
                 nothing = ", ".join(["null"] * len(query.args))
                 explained = await connection.fetchval(f"explain (format json) execute hot ({nothing})")
                 await connection.execute("deallocate hot")
                 self.generic_nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+
+    async def _act(self, connection: Any, is_owners: bool) -> None:
+        await connection.execute("select set_config('app.organization_id', $1, true)", _SERVER.organization_id)
+        if is_owners:
+            await connection.execute("set local role none")
 
 
 @asynccontextmanager
@@ -209,9 +250,11 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("ask", HOT.values(), ids=HOT)
-async def test_a_hot_statement_scans_no_table(crowded_url: str, ask: Callable[[World], Awaitable[object]]) -> None:
+async def test_a_hot_statement_scans_no_table(
+    crowded_url: str, ask: Callable[[World, Database], Awaitable[object]]
+) -> None:
     async with ExplainingDatabase(Access(crowded_url, assume_role=True)) as database:
-        answer = await ask(on_postgres(database))
+        answer = await ask(on_postgres(database), database)
         assert answer is not False or ask is HOT["whether it is noted"]
         assert answer not in ([], {}), "with other arguments, it would have another plan"
         for nodes in (database.nodes, database.generic_nodes):
@@ -311,12 +354,13 @@ async def test_the_numbers_read_one_walkthroughs_events_from_the_time_range_on_b
         counts = await on_postgres(database).funnels.counts(
             OrganizationId("o1"), WalkthroughId("w10"), cohort, measures
         )
-        _, limit, query, _ = database.asked  # one for all the numbers, in a transaction
+        limit, query = [each for each in database.asked if not _FRAME.match(each.query)]  # one for all the numbers
         assert limit.query == "set local statement_timeout = '30s'"
         async with database.hot() as connection:
             assert await connection.fetchval("show statement_timeout") == "3s"  # for every other statement
     assert counts.attempts.started == (200 if since is None else 0)
     assert (counts.attempts.stuck, counts.note_count) == (0, 0)
+    await owner.execute("begin; set local role cairn_service; set local app.organization_id = 'o1'")
     explained = await owner.fetchval(f"explain (analyze, timing off, format json) {query.query}", *query.args)
     await owner.close()
     nodes = list(_nodes(json.loads(explained)[0]["Plan"]))

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from domain.progress import Outcome
+from domain.tenancy import OrganizationId
 from tests.worlds import manuscript, on_postgres
 
 ADDED = {"SELECT", "INSERT"}
@@ -40,6 +41,12 @@ MAY = {
     "oauth_refresh_tokens": EVERYTHING,
     "alembic_version": {"SELECT"},  # to know whether the schema is its release's
 }
+# All but the last three see one organisation's rows; those tell only whether a name is taken, and by whom.
+MAY_CALL = {
+    *("bearer_of", "visitor_of", "standings", "matching_standings"),
+    *("advance_progress", "begin_progress", "record_tool_calls"),
+    *("server_at", "organization_of", "organization_ids"),
+}
 TIMEOUTS = {"statement_timeout": "3s", "lock_timeout": "2500ms", "idle_in_transaction_session_timeout": "10s"}
 
 
@@ -60,7 +67,7 @@ def connect(request: pytest.FixtureRequest, database: Database) -> AbstractAsync
 
     @asynccontextmanager
     async def transaction() -> AsyncIterator[Open]:
-        async with database.transaction() as connection:
+        async with database.transaction(OrganizationId("a")) as connection:
 
             async def ask(statement: str) -> object:
                 return await connection.scalar(text(statement))
@@ -135,13 +142,15 @@ async def test_the_role_may_use_the_schema_and_make_nothing_in_it(owner: asyncpg
     assert not await owner.fetchval("select has_database_privilege($1, current_database(), 'CREATE')", SERVICE_ROLE)
 
 
-async def test_the_role_may_call_none_of_our_functions(owner: asyncpg.Connection) -> None:
+async def test_the_role_may_call_the_functions_that_are_its_statements_and_no_others(owner: asyncpg.Connection) -> None:
     functions = await owner.fetch(
         "select oid::regprocedure::text from pg_proc"
         " where pronamespace = 'public'::regnamespace and has_function_privilege($1, oid, 'EXECUTE')",
         SERVICE_ROLE,
     )
-    assert [name for (name,) in functions] == []
+    to_everybody = "select count(*) from pg_proc where pronamespace = 'public'::regnamespace and proacl is null"
+    assert await owner.fetchval(to_everybody) == 0
+    assert {name.partition("(")[0] for (name,) in functions} == MAY_CALL
 
 
 @pytest.mark.parametrize(
@@ -237,5 +246,5 @@ async def test_work_leaves_nothing_behind_on_a_session(owner_url: str, owner: as
         async with database.hot() as connection:
             assert [what for (what,) in await connection.fetch(left)] == []
         for _ in range(2):
-            async with database.transaction() as engine:
+            async with database.transaction(OrganizationId("a")) as engine:
                 assert (await engine.execute(text(left))).scalars().all() == []
