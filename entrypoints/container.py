@@ -162,15 +162,19 @@ class Storage:
     """The login to be let work as the service; None where the owner's connections become it."""
     embedded: EmbeddedPostgres | None
 
-    async def migrate(self) -> str:
-        """Brings it to this release's schema. See `adapters.postgres.schema.migrate`."""
+    async def migrate(self) -> tuple[str, bool]:
+        """Brings it to this release's schema: the revision, and whether that is all of it.
+
+        See `adapters.postgres.schema.migrate`.
+        """
         if self.embedded is not None:
             await schema.ensure_database(self.embedded.dsn("postgres", "postgres"), _DATABASE)
-        return await schema.migrate(self.owner_url, service_login=self.service_login)
+        revision = await schema.migrate(self.owner_url, service_login=self.service_login)
+        return revision, schema.is_complete(revision)
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """Refuses a schema that this release cannot serve. See `adapters.postgres.schema.check_schema`."""
-        await schema.check_schema(self.access)
+        return await schema.check_schema(self.access)
 
     def database(self) -> Database:
         """The service's pools on it, not open yet."""

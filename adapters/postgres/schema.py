@@ -1,7 +1,13 @@
-"""Bringing a database to this release's schema, and telling whether it is there."""
+"""Bringing a database to this release's schema, and telling whether it is there.
+
+A revision is expanding, so that the release before goes on serving, or contracting (`is_contracting` in its module): it
+takes away what only that release needs. The run of `cairn migrate` that expands a database in use leaves what contracts
+to a later run, which an operator starts when no process of the release before is left.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +16,16 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionError
-from sqlalchemy import make_url, text
+from alembic.util import CommandError
+from sqlalchemy import exists, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, connect, unavailable_when_away
-from adapters.postgres.tables import metadata
+from adapters.postgres.tables import metadata, organizations
 from domain.errors import TemporarilyUnavailable, WrongSchema
 
 if TYPE_CHECKING:
@@ -38,7 +45,8 @@ async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
 
     Each revision is made as a whole or not at all; those before one that fails stay, and it goes on from there.
     Makes the next months' partitions too, and lets `service_login`, where given, work as the service role.
-    Returns the revision that the database is then at.
+    Returns the revision that the database is then at. A database in use that was expanded is not contracted in the
+    same run; `check_schema` says whether that is left.
 
     Raises:
         WrongSchema: when a newer release has migrated it, or the owner may not do what is needed, or a revision after
@@ -61,7 +69,7 @@ async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
                     await connection.run_sync(_take_turn)
                     if service_login is not None:
                         await _check_login(connection, service_login)
-                    made = await connection.run_sync(_make_next)
+                    made = await connection.run_sync(_make_next, may_contract=not reached)
                     if made is None:
                         return await _finish(connection, service_login)
                 reached = f"the database is at schema {made} now: "
@@ -117,6 +125,11 @@ async def _let_in(connection: AsyncConnection, login: str) -> None:
                 await connection.exec_driver_sql(f"alter role {quoted} set {name} = '{value}'")
 
 
+def is_complete(revision: str) -> bool:
+    """Whether a database at this revision, to which `migrate` has brought it, has all that this release makes."""
+    return not _missing(revision)
+
+
 async def ensure_database(superuser_url: str, name: str) -> None:
     """Makes the database if it is not there; for a server of our own, where nobody else does."""
     async with unavailable_when_away():
@@ -147,17 +160,28 @@ def _take_turn(connection: Connection) -> None:
     connection.execute(text("set local lock_timeout = '3s'"))
 
 
-def _make_next(connection: Connection) -> str | None:
-    """Makes the first revision that is missing, and returns it; None where none is."""
-    config = _config()
-    present = MigrationContext.configure(connection).get_current_revision()
-    missing = [each.revision for each in ScriptDirectory.from_config(config).iterate_revisions("head", present)]
+def _make_next(connection: Connection, *, may_contract: bool) -> str | None:
+    """Makes the first revision that is missing, and returns it; None where none is, or it is not to be made yet."""
+    missing = _missing(MigrationContext.configure(connection).get_current_revision())
     if not missing:
         return None
+    # Where there is no organisation, nobody is served.
+    if _is_contracting(missing[0]) and not may_contract and connection.scalar(select(exists(organizations))):
+        return None
+    config = _config()
     config.attributes["connection"] = connection
     config.attributes["target_metadata"] = metadata
-    command.upgrade(config, missing[-1])
-    return missing[-1]
+    command.upgrade(config, missing[0].revision)
+    return missing[0].revision
+
+
+def _missing(present: str | None) -> Sequence[Script]:
+    """What this release makes and the database has not, in order."""
+    return [*ScriptDirectory.from_config(_config()).iterate_revisions("head", present or "base")][::-1]
+
+
+def _is_contracting(revision: Script) -> bool:
+    return getattr(revision.module, "is_contracting", False)
 
 
 def _config() -> Config:
@@ -166,15 +190,14 @@ def _config() -> Config:
     return config
 
 
-async def check_schema(access: Access) -> None:
-    """Returns when the service can work on this database.
+async def check_schema(access: Access) -> bool:
+    """Returns when the service can work on this database: whether it is all done, or a contracting revision is left.
 
     Raises:
         WrongSchema: when it was never migrated, or by an older or a newer release; or when the service would
             work as an owner or superuser, whom no grant and no row policy holds back.
         TemporarilyUnavailable: when it cannot be reached.
     """
-    head = ScriptDirectory.from_config(_config()).get_current_head()
     async with unavailable_when_away():
         try:
             connection = await connect(**access.connect_arguments())
@@ -208,12 +231,14 @@ async def check_schema(access: Access) -> None:
             f"alter role \"{login}\" set {name} = '{value}'" for name, value in SERVICE_TIMEOUTS.items()
         )
         raise WrongSchema(f"the service's login has no time limits: let an administrator run: {settings}")
-    if revision == head:
-        return
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision in known:
-        raise WrongSchema(f"the database is at schema {revision}, this release needs {head}: run 'cairn migrate'")
-    raise _newer()
+    try:
+        missing = _missing(revision)
+    except (CommandError, RevisionError) as error:
+        raise _newer() from error
+    if not all(map(_is_contracting, missing)):
+        needed = next(each.revision for each in reversed(missing) if not _is_contracting(each))
+        raise WrongSchema(f"the database is at schema {revision}, this release needs {needed}: run 'cairn migrate'")
+    return not missing
 
 
 def _newer() -> WrongSchema:

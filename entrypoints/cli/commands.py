@@ -20,7 +20,7 @@ from domain.tenancy import AuthMode, Server
 from domain.walkthrough import Manuscript
 from entrypoints.cli.columns import disarmed, harmless
 from entrypoints.cli.preview import page
-from entrypoints.cli.terminal import say, show
+from entrypoints.cli.terminal import MIGRATION_LEFT, say, show
 from entrypoints.container import Container, Storage, storage
 from entrypoints.settings import Settings
 
@@ -49,8 +49,11 @@ def with_container(data_dir: Path | None, work: Callable[[Container], Awaitable[
 
 
 def migrate(data_dir: Path | None, as_json: bool) -> None:
-    revision = with_storage(data_dir, lambda held: held.migrate(), may_create=True)
-    show(as_json, {"revision": revision}, f"The database is at schema {revision}.")
+    revision, is_complete = with_storage(data_dir, lambda held: held.migrate(), may_create=True)
+    said = [f"The database is at schema {revision}."]
+    if not is_complete:
+        said.append(MIGRATION_LEFT)
+    show(as_json, {"revision": revision, "is_complete": is_complete}, *said)
 
 
 # ------------------------------------------------------------------------------------------------- tenancy

@@ -11,7 +11,7 @@ from typing import Any
 from domain.errors import InvalidValue
 from entrypoints.cli.demo import DEMO, connection_lines, prepare_demo
 from entrypoints.cli.serving import listening, serve_until_stopped
-from entrypoints.cli.terminal import say, show
+from entrypoints.cli.terminal import MIGRATION_LEFT, say, show
 from entrypoints.container import storage
 from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS
@@ -42,7 +42,8 @@ def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
 def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bool) -> None:
     settings = Settings.from_environment(data_dir=data_dir)
     with listening(host, port) as listener, storage(settings, say) as held:
-        asyncio.run(held.check())
+        if not asyncio.run(held.check()):
+            say(MIGRATION_LEFT)
         if settings.smtp_url is None:
             say("Nobody can sign in by an e-mailed code: CAIRN_SMTP_URL is not set.")
         url = f"{listener.address}/mcp"

@@ -32,6 +32,11 @@ from entrypoints.cli.columns import disarmed, harmless
 _MAX_WIDTH = 100
 _EDITS_SHOWN = 20
 
+MIGRATION_LEFT = (
+    "A part of the migration is left, as it would stop the release before: run 'cairn migrate' again when no process "
+    "of that release is running."
+)
+
 
 def run(command: Callable[..., None], options: dict[str, Any]) -> None:
     """Runs a command; what an operator can mend is told in one line, with exit status 1."""

@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 import migrations
 from adapters.postgres import connections
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
-from adapters.postgres.schema import check_schema, migrate
+from adapters.postgres.schema import check_schema, is_complete, migrate
 from adapters.postgres.tables import metadata
 from domain.draft import RemoveStep
 from domain.errors import TemporarilyUnavailable, WrongSchema
@@ -60,6 +60,10 @@ _CATALOGUE = {
     "functions": """
         select p.oid::regprocedure::text, pg_get_functiondef(p.oid), p.proacl::text
           from pg_proc p where p.pronamespace = 'public'::regnamespace""",
+    "policies": """
+        select relname, relrowsecurity, relforcerowsecurity, policyname, roles::text, cmd, permissive, qual, with_check
+          from pg_class left join pg_policies on tablename = relname
+         where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')""",
     "grants": """
         select c.relname, grantee::regrole::text, privilege_type
           from pg_class c, aclexplode(c.relacl) where c.relnamespace = 'public'::regnamespace
@@ -571,3 +575,31 @@ async def test_letting_a_login_in_twice_is_once(fresh_url: str, make_login: Call
             SERVICE_ROLE,
         )
     assert members == 1
+
+
+# ---------------------------------------------------------------------------------------- expanding and contracting
+
+# What the release before row-level security asks, on a connection of its own.
+_FORMER = "select count(*) from walkthroughs"
+
+
+async def test_a_database_in_use_is_contracted_by_a_later_run_than_the_one_that_expands_it(empty_url: str) -> None:
+    await _up_to(empty_url, "0006")
+    async with _connected(empty_url) as connection:
+        await connection.execute(FIRST_RELEASE.replace("$", "a"))
+        assert await migrate(empty_url) == "0007"
+        assert not is_complete("0007")
+        access = Access(empty_url, assume_role=True)
+        assert await check_schema(access) is False  # it can be served, and something is left
+        former = await asyncpg.connect(**access.connect_arguments())
+        assert await former.fetchval(_FORMER) == 1
+        assert await migrate(empty_url) == _revisions()[-1]
+        assert is_complete(_revisions()[-1])
+        assert await check_schema(access) is True
+        assert await former.fetchval(_FORMER) == 0
+        await former.close()
+
+
+async def test_a_database_without_an_organisation_is_made_in_one_run(empty_url: str) -> None:
+    await _up_to(empty_url, "0006")
+    assert await migrate(empty_url) == _revisions()[-1]
