@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -55,10 +54,7 @@ class Authorization:
         if self._documents is not None and await self._server.wants_document(site, client_id, now):
             with suppress(DocumentAway):
                 await self._server.keep_document(site, client_id, await self._documents.fetch(client_id), now)
-        key = SignInKey(
-            site.server.key, hashlib.sha256(id.encode()).digest(), hashlib.sha256(browser.encode()).digest()
-        )
-        return await self._server.authorize(site, parameters, key, now)
+        return await self._server.authorize(site, parameters, SignInKey.of(site.server.key, id, browser), now)
 
     async def token(self, site: Site, parameters: Parameters, authorization: str | None, address: str) -> OAuthAnswer:
         """Tokens for a code or a refresh token."""

@@ -6,11 +6,10 @@ that many random bits needs no salt and no slow function.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from application.ports import Bearer, Clock, Ids, TokenListing, TokenStore
-from domain.tenancy import OrganizationId, ServerId, ServerKey, UserId, email_address
+from domain.tenancy import OrganizationId, ServerId, ServerKey, UserId, email_address, hash_of
 
 
 class Identity:
@@ -23,7 +22,7 @@ class Identity:
 
     async def bearer_of(self, server: ServerKey, token: str) -> Bearer | None:
         """The person whose token this is on `server`, and what it is for; None for any other text."""
-        return await self._tokens.bearer_of(server, _hash(token), self._clock.now())
+        return await self._tokens.bearer_of(server, hash_of(token), self._clock.now())
 
     async def create_token(self, server: ServerKey, email: str) -> str:
         """A new token for the person with this e-mail, which the caller vouches for. Told once, never stored.
@@ -33,7 +32,7 @@ class Identity:
         """
         token = self._ids.token()
         new_user = UserId(self._ids.new("usr"))
-        await self._tokens.issue(server, email_address(email), new_user, _hash(token), self._clock.now())
+        await self._tokens.issue(server, email_address(email), new_user, hash_of(token), self._clock.now())
         return token
 
     async def tokens(
@@ -49,7 +48,7 @@ class Identity:
 
     async def revoke(self, server: ServerKey, token: str) -> int:
         """Ends one token, and with a client's all that it was let do. Returns how many ended: 1, or 0 for no token."""
-        return await self._tokens.revoke(server, _hash(token), self._clock.now())
+        return await self._tokens.revoke(server, hash_of(token), self._clock.now())
 
     async def revoke_all_of(self, server: ServerKey, email: str) -> int:
         """Ends every token and grant that a person has on `server`. Returns how many, a grant counting once.
@@ -66,7 +65,3 @@ class Identity:
     async def revoke_client(self, server: ServerKey, client: str) -> int:
         """Ends everybody's grants to the clients with this id or name. Returns how many."""
         return await self._tokens.revoke_client(server, client, self._clock.now())
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="replace")).digest()

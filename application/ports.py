@@ -33,6 +33,7 @@ from domain.tenancy import (
     UserId,
     WalkthroughId,
     display_name,
+    hash_of,
 )
 from domain.walkthrough import (
     Assignment,
@@ -310,6 +311,11 @@ class SignInKey:
     server: ServerKey
     id_hash: bytes
     browser_hash: bytes
+
+    @classmethod
+    def of(cls, server: ServerKey, id: str, browser: str) -> SignInKey:
+        """By the secrets themselves."""
+        return cls(server, hash_of(id), hash_of(browser))
 
 
 class AuthorizationServer(Protocol):

@@ -9,7 +9,6 @@ No message is sent and no provider is asked within a transaction, and none befor
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 from collections.abc import Callable
@@ -35,8 +34,8 @@ from application.ports import (
 from application.visitors import Visitors
 from domain.errors import InvalidValue, NotFound, SignInFailed, SignInOver
 from domain.oauth import Site
-from domain.sign_in import CODE_LIFETIME, AskingClient, IdentityKey, SignInState, Stage
-from domain.tenancy import UserId, email_address
+from domain.sign_in import EMAILED_CODE_LIFETIME, AskingClient, IdentityKey, SignInState, Stage
+from domain.tenancy import UserId, email_address, hash_of
 
 # What mail programs make links of. A client names itself, and anybody can be a client.
 _MAKES_LINKS = re.compile(r"[./:@\\]+")
@@ -56,7 +55,7 @@ class Page:
     @property
     def key(self) -> SignInKey:
         """What the sign-in is stored by."""
-        return SignInKey(self.site.server.key, _hash(self.id), _hash(self.browser))
+        return SignInKey.of(self.site.server.key, self.id, self.browser)
 
     @property
     def return_to(self) -> str:
@@ -65,7 +64,7 @@ class Page:
 
     def hash_of_code(self, code: str) -> bytes:
         """A code as it is stored. Without the secrets it cannot be found by trying all there are."""
-        return _hash("\n".join((self.id, self.browser, code)))
+        return hash_of("\n".join((self.id, self.browser, code)))
 
     def secret(self, purpose: str, state: str) -> str:
         """A secret for one way to the provider and back, which is stored nowhere: this browser's makes it again."""
@@ -207,7 +206,7 @@ class SignIn:
             await self._limits.hit(Limit.PROVIDER_VISITS_PER_NETWORK, network_of(address))
         # The page's id in it, so that the way back leads to the page; the rest makes it good for one way only.
         parameter = f"{page.id}.{self._ids.token()}"
-        away = _hash(parameter)
+        away = hash_of(parameter)
         if not (await self._change(page, lambda state: state.leave(away))).is_awaiting(away):
             return None
         nonce, verifier = page.secret("nonce", parameter), page.secret("verifier", parameter)
@@ -223,7 +222,7 @@ class SignIn:
         states = [value for name, value in parameters if name == "state"]
         if len(states) != 1:
             raise SignInOver
-        parameter, away = states[0], _hash(states[0])
+        parameter, away = states[0], hash_of(states[0])
         page = Page(site, parameter.partition(".")[0], browser)
         found = await self._read(page)
         provider = await self._provider(page)
@@ -300,7 +299,7 @@ def _mailbox(email: str) -> str | None:
 def _message(server_name: str, client: AskingClient | None, code: str) -> tuple[str, str]:
     """Subject and text. The code comes first: so it can be read in a phone's notification."""
     purpose = "keep your progress" if client is None else f"sign in from {_harmless(client.name)}"
-    minutes = timedelta(milliseconds=CODE_LIFETIME) // timedelta(minutes=1)
+    minutes = timedelta(milliseconds=EMAILED_CODE_LIFETIME) // timedelta(minutes=1)
     text = (
         f"{code}\n\n"
         f"This is your code for {server_name}, to {purpose}. Type it into the page that asks for it within {minutes} "
@@ -312,7 +311,3 @@ def _message(server_name: str, client: AskingClient | None, code: str) -> tuple[
 
 def _harmless(name: str) -> str:
     return " ".join(_MAKES_LINKS.sub(" ", name).split()) or "an app"
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode(errors="replace")).digest()

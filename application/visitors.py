@@ -6,7 +6,6 @@ to an account, once, by the rules of `domain.progress.merge`; after it the addre
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from application.ports import (
 from domain import progress as rules
 from domain.errors import TemporarilyUnavailable
 from domain.progress import Merge, Progress, ProgressKey
-from domain.tenancy import Caller, ServerKey, UserId, WalkthroughId
+from domain.tenancy import Caller, ServerKey, UserId, WalkthroughId, hash_of
 from domain.walkthrough import VersionKey
 
 # As for a tool call: only someone who moves all the time on either side makes a merge lose three times.
@@ -65,12 +64,12 @@ class Visitors:
         """
         await self._limits.hit(Limit.VISITORS_PER_NETWORK, network_of(address))
         visitor = self._ids.visitor()
-        await self._store.add(server, _hash(visitor), UserId(self._ids.new("usr")), self._clock.now())
+        await self._store.add(server, hash_of(visitor), UserId(self._ids.new("usr")), self._clock.now())
         return visitor
 
     async def visitor(self, server: ServerKey, visitor: str) -> UserId | Spent | None:
         """Who has this id on `server`; None for any other text."""
-        found = await self._store.find(server, _hash(visitor))
+        found = await self._store.find(server, hash_of(visitor))
         if found is None:
             return None
         return found.user_id if found.merged_into is None else Spent()
@@ -115,7 +114,3 @@ class Visitors:
             numbers |= {event.version for event in events if event.attempt == theirs.attempt}
         keys = [VersionKey(theirs.key.organization_id, theirs.key.walkthrough_id, number) for number in numbers]
         return {key.number: version for key, version in (await self._library.versions(keys)).items()}
-
-
-def _hash(visitor: str) -> bytes:
-    return hashlib.sha256(visitor.encode(errors="replace")).digest()

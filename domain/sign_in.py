@@ -29,11 +29,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from domain.errors import InvalidValue
-from domain.tenancy import Millis, UserId, email_address
+from domain.tenancy import Millis, ServerId, UserId, email_address
 
 SIGN_IN_LIFETIME = Millis(15 * 60_000)
 """From the first page to the way back. Long enough to look for a message in another program."""
-CODE_LIFETIME = Millis(10 * 60_000)
+EMAILED_CODE_LIFETIME = Millis(10 * 60_000)
 # One in 40,000 to guess a code of six digits, with all five codes of a sign-in.
 MAX_TRIES = 5
 MAX_SENDS = 5
@@ -41,6 +41,9 @@ MAX_SENDS = 5
 MAX_VISITS = 5
 
 EMAIL_ISSUER = "email"
+VISITOR_ISSUER = "visitor:"
+"""Before the id of a server, whose visitors it knows by what is stored of their secrets."""
+
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -49,7 +52,7 @@ class IdentityKey:
     """What was proved about a person: that `issuer` knows them as `subject`.
 
     The issuer is an OpenID provider's, and the subject its name for them (OpenID Connect Core section 2); or it is
-    `EMAIL_ISSUER`, and the subject is an address.
+    `EMAIL_ISSUER`, and the subject is an address; or it is a server's own, for its visitors.
     """
 
     issuer: str
@@ -59,6 +62,11 @@ class IdentityKey:
     def of_address(cls, email: str) -> IdentityKey:
         """Whoever reads what is sent to this address."""
         return cls(EMAIL_ISSUER, email)
+
+    @classmethod
+    def of_visitor(cls, server: ServerId, visitor_hash: bytes) -> IdentityKey:
+        """Whoever has the secret with this hash."""
+        return cls(VISITOR_ISSUER + server, visitor_hash.hex())
 
 
 def whose(by_identity: UserId | None, by_address: UserId | None) -> tuple[UserId, UserId] | None:
@@ -222,7 +230,7 @@ class SignInState:
             address = email_address(email)
         except InvalidValue:
             return self._troubled(Trouble.BAD_ADDRESS)
-        code = SentCode(code_hash, Millis(now + CODE_LIFETIME))
+        code = SentCode(code_hash, Millis(now + EMAILED_CODE_LIFETIME))
         return self._at(Stage.CODE_SENT, email=address, code=code, sends=self.sends + 1)
 
     def unsent(self, code_hash: bytes) -> SignInState:

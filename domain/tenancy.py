@@ -6,6 +6,7 @@ query can be written, and no row stored, without saying whose it is.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ UserId = NewType("UserId", str)
 WalkthroughId = NewType("WalkthroughId", str)
 StepId = NewType("StepId", str)
 CallId = NewType("CallId", str)
+
+
+def hash_of(secret: str) -> bytes:
+    """What is stored of a secret that was made of random bits: its SHA-256, 32 bytes. A copy of it opens nothing."""
+    return hashlib.sha256(secret.encode(errors="replace")).digest()
+
 
 # One DNS label (RFC 1035 section 2.3.1, digits allowed first by RFC 1123 section 2.1): slugs become host names.
 # Labels with hyphens in third and fourth place are reserved (RFC 5891 section 4.2.3.1).

@@ -13,7 +13,6 @@ error description repeats what was sent, unless that is plain ASCII. So what was
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +72,7 @@ from domain.oauth import (
     use_of_refresh_token,
 )
 from domain.sign_in import SIGN_IN_LIFETIME, AskingClient, SignInState
-from domain.tenancy import Millis, ServerKey, UserId
+from domain.tenancy import Millis, ServerKey, UserId, hash_of
 
 # Authlib's debug lines hold tokens.
 logging.getLogger("authlib").setLevel(logging.INFO)
@@ -207,7 +206,7 @@ class PostgresAuthorizationServer:
                     mcp_server_id=server.server_id,
                     client_id=client_id,
                     metadata=client.metadata(),
-                    secret_hash=None if secret is None else _hash(secret),
+                    secret_hash=None if secret is None else hash_of(secret),
                     created_at=now,
                 )
             )
@@ -313,7 +312,7 @@ class _KnownClient:
         return granted_scope(scope)
 
     def check_client_secret(self, secret: str) -> bool:
-        return self.secret_hash is not None and hmac.compare_digest(self.secret_hash, _hash(secret))
+        return self.secret_hash is not None and hmac.compare_digest(self.secret_hash, hash_of(secret))
 
     def check_endpoint_auth_method(self, method: str, _: str) -> bool:
         # Many who have a secret send it in the other of the two ways than they said.
@@ -394,7 +393,7 @@ class _CodeGrant(grants.AuthorizationCodeGrant):
         return self.server.sent_back(redirect_uri, [("code", code)], self.request.payload.state)
 
     def query_authorization_code(self, code: str, client: _KnownClient) -> _Issued | None:
-        return self.server.redeemed(_hash(code), client)
+        return self.server.redeemed(hash_of(code), client)
 
     def delete_authorization_code(self, authorization_code: _Issued) -> None:
         self.server.use_up(authorization_code, _CODE.used_at)
@@ -418,7 +417,7 @@ class _RefreshGrant(grants.RefreshTokenGrant):
         self.server.check_resource(self.request)
 
     def authenticate_refresh_token(self, refresh_token: str) -> _Issued | None:
-        return self.server.refreshed(_hash(refresh_token), self.request.client)
+        return self.server.refreshed(hash_of(refresh_token), self.request.client)
 
     def revoke_old_credential(self, refresh_token: _Issued) -> None:
         self.server.use_up(refresh_token, _REFRESH.rotated_at)
@@ -434,7 +433,7 @@ class _Revocation(RevocationEndpoint):
     server: _Server
 
     def query_token(self, token_string: str, _: str | None) -> _Issued | None:
-        hash = _hash(token_string)
+        hash = hash_of(token_string)
         for column in (_REFRESH.token_hash, _ACCESS.token_hash):
             family = self.server.family_of(column, hash)
             if family is not None:
@@ -528,7 +527,7 @@ class _Server(AuthlibServer):
         self._connection.execute(
             insert(access_tokens).values(
                 **rows,
-                token_hash=_hash(token["access_token"]),
+                token_hash=hash_of(token["access_token"]),
                 mcp_server_id=self._key.server_id,
                 mcp_server_user_id=family.user_id,
                 scope=token["scope"],
@@ -544,7 +543,7 @@ class _Server(AuthlibServer):
         if "refresh_token" in token:
             self._connection.execute(
                 insert(oauth_refresh_tokens).values(
-                    **rows, token_hash=_hash(token["refresh_token"]), expires_at=self._now + REFRESH_LIFETIME
+                    **rows, token_hash=hash_of(token["refresh_token"]), expires_at=self._now + REFRESH_LIFETIME
                 )
             )
 
@@ -610,7 +609,7 @@ class _Server(AuthlibServer):
         self._connection.execute(
             insert(oauth_codes).values(
                 organization_id=self._key.organization_id,
-                code_hash=_hash(code),
+                code_hash=hash_of(code),
                 grant_id=grant_id,
                 redirect_uri=asked.get("redirect_uri"),
                 code_challenge=asked["code_challenge"],
@@ -787,10 +786,6 @@ def _here(columns: Any, server: ServerKey) -> ColumnElement[bool]:
 
 def _client(server: ServerKey, client_id: str) -> ColumnElement[bool]:
     return and_(_here(_CLIENT, server), _CLIENT.client_id == client_id)
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode(errors="replace")).digest()
 
 
 def _flaw(parameters: Parameters) -> str | None:

@@ -44,7 +44,7 @@ from adapters.postgres.tables import (
 )
 from application.ports import Begun, ForgottenCalls, PersonalRecord, PersonSummary, ToolCall
 from domain.progress import ProgressEvent, ProgressKey
-from domain.sign_in import EMAIL_ISSUER
+from domain.sign_in import EMAIL_ISSUER, VISITOR_ISSUER
 from domain.tenancy import Caller, CallId, Millis, OrganizationId, ServerId, ServerKey, UserId
 
 # The call log has no index by person: it would be paid for at every call, and is wanted a few times a year. So it is
@@ -83,7 +83,7 @@ _HERE = """(
     or exists (select from oauth_grants g where g.organization_id = u.organization_id
                   and g.mcp_server_user_id = u.id and g.mcp_server_id = :server and g.revoked_at is null)
     or exists (select from mcp_server_user_identities i where i.organization_id = u.organization_id
-                  and i.mcp_server_user_id = u.id and i.issuer = 'visitor:' || :server))"""
+                  and i.mcp_server_user_id = u.id and i.issuer = :visitors_here))"""
 
 _USER = mcp_server_users.c
 _IDENTITY = mcp_server_user_identities.c
@@ -115,6 +115,7 @@ class PostgresPersonalDataStore:
         parameters = {
             "organization": organization_id,
             "server": server_id,
+            "visitors_here": VISITOR_ISSUER + (server_id or ""),
             # Behind a visitor there is nobody with an address: nothing comes after null.
             "address": (after or "") if is_address else None,
             "id": "" if is_address else after,
@@ -304,7 +305,7 @@ async def _identities(
         .order_by(_IDENTITY.created_at, _IDENTITY.issuer, _IDENTITY.subject),
     )
     # What a visitor is known by is the hash of a secret.
-    return [{**row, "subject": None} if row["issuer"].startswith("visitor:") else row for row in rows]
+    return [{**row, "subject": None} if row["issuer"].startswith(VISITOR_ISSUER) else row for row in rows]
 
 
 async def _begun(

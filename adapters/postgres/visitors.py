@@ -21,6 +21,7 @@ from adapters.postgres.tables import (
 from application.ports import UNUSED_VISITOR_LIFETIME, Visitor
 from domain.errors import NotFound
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
+from domain.sign_in import VISITOR_ISSUER, IdentityKey
 from domain.tenancy import Millis, ServerKey, UserId
 
 # A function of the database, which names the organisation before it reads (migration 0007).
@@ -76,10 +77,11 @@ class PostgresVisitorStore:
         user = insert(mcp_server_users).values(
             organization_id=server.organization_id, id=new_user, first_seen_at=now, last_seen_at=now
         )
+        known_by = IdentityKey.of_visitor(server.server_id, visitor_hash)
         identity = insert(mcp_server_user_identities).values(
             organization_id=server.organization_id,
-            issuer=_issuer(server),
-            subject=visitor_hash.hex(),
+            issuer=known_by.issuer,
+            subject=known_by.subject,
             mcp_server_user_id=new_user,
             created_at=now,
         )
@@ -89,8 +91,9 @@ class PostgresVisitorStore:
             await _forget_unused(connection, server, new_user, now)
 
     async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
+        known_by = IdentityKey.of_visitor(server.server_id, visitor_hash)
         async with self._database.hot() as connection:
-            row = await connection.fetchrow(_VISITOR, server.organization_id, _issuer(server), visitor_hash.hex())
+            row = await connection.fetchrow(_VISITOR, server.organization_id, known_by.issuer, known_by.subject)
         return None if row is None else Visitor(row["id"], row["merged_into"])
 
     async def merge(
@@ -119,10 +122,6 @@ class PostgresVisitorStore:
             raise
 
 
-def _issuer(server: ServerKey) -> str:
-    return f"visitor:{server.server_id}"
-
-
 async def _forget_unused(connection: AsyncConnection, server: ServerKey, new_user: UserId, now: Millis) -> None:
     organization = {"organization": server.organization_id}
     found = text(_UNUSED.format(has_begun=_HAS_BEGUN))
@@ -137,7 +136,7 @@ async def _hold(connection: AsyncConnection, server: ServerKey, visitor: UserId,
     users, identities = mcp_server_users.c, mcp_server_user_identities.c
     is_visitor_here = exists().where(
         identities.organization_id == server.organization_id,
-        identities.issuer == _issuer(server),
+        identities.issuer == VISITOR_ISSUER + server.server_id,
         identities.mcp_server_user_id == visitor,
     )
     found = (

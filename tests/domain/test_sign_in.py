@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from domain.errors import InvalidValue
 from domain.sign_in import (
-    CODE_LIFETIME,
+    EMAILED_CODE_LIFETIME,
     MAX_SENDS,
     MAX_TRIES,
     MAX_VISITS,
@@ -90,7 +90,7 @@ def test_a_code_goes_to_the_address_as_it_is_compared_and_the_right_one_identifi
 
 
 def test_a_code_is_taken_until_ten_minutes_are_over_and_not_then() -> None:
-    ends = Millis(NOW + CODE_LIFETIME)
+    ends = Millis(NOW + EMAILED_CODE_LIFETIME)
     assert SENT.try_code(CODE, Millis(ends - 1)).stage is Stage.IDENTIFIED
     late = SENT.try_code(CODE, ends)
     assert late == replace(SENT, trouble=Trouble.CODE_EXPIRED)
@@ -265,7 +265,7 @@ _DEEDS = st.one_of(
     st.builds(Deed, st.just("send"), st.sampled_from(["ada@example.com", "bob@example.com", "nobody"]), _NUMBERS),
     st.builds(Deed, st.sampled_from(["try", "unsent", "leave", "fail"]), number=_NUMBERS),
     st.builds(Deed, st.just("return"), st.sampled_from(["ada@example.com", ""]), _NUMBERS),
-    st.builds(Deed, st.just("wait"), later=st.integers(1, CODE_LIFETIME)),
+    st.builds(Deed, st.just("wait"), later=st.integers(1, EMAILED_CODE_LIFETIME)),
 )
 _HASHES = [bytes([number]) * 32 for number in range(3)]
 
@@ -297,7 +297,7 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
             case "send":
                 state = state.send(deed.mailbox, hash_, Millis(now))
                 if asks and "@" in deed.mailbox and sends < MAX_SENDS:
-                    open_code, open_way = (deed.mailbox, deed.number, now + CODE_LIFETIME, 0), None
+                    open_code, open_way = (deed.mailbox, deed.number, now + EMAILED_CODE_LIFETIME, 0), None
                     sends += 1
             case "unsent":
                 state = state.unsent(hash_)
