@@ -24,8 +24,9 @@ from joserfc import jws
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key, RSAKey
 
-from application.ports import Clock, OidcProvider, Parameters, ProvenIdentity
+from application.ports import Clock, Parameters, ProvenIdentity
 from domain.errors import InvalidValue, SignInFailed
+from domain.sign_in import OidcProvider
 from domain.tenancy import BREAKS_A_LINE, Millis, email_address
 
 _T = TypeVar("_T")

@@ -7,19 +7,17 @@ be repeated as it was.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from application.limits import Limit
-from domain.errors import InvalidValue
 from domain.forecast import Standing as MidWay
 from domain.oauth import Site
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Transition
 from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough
-from domain.sign_in import IdentityKey, SignInState
+from domain.sign_in import IdentityKey, OidcProvider, SignInState
 from domain.tenancy import (
     AuthMode,
     Caller,
@@ -32,7 +30,6 @@ from domain.tenancy import (
     StepId,
     UserId,
     WalkthroughId,
-    display_name,
     hash_of,
 )
 from domain.walkthrough import (
@@ -368,39 +365,6 @@ class ClientDocuments(Protocol):
 
 # Identity providers
 
-# RFC 3986 without userinfo and fragment: a port, a path, a query.
-_REST_OF_URL = r"(:[0-9]{1,5})?(/[!-\"$->@-\[\]-~]*)?(\?[!-\"$-~]*)?"
-_ANY_HOST = re.compile(r"https://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])" + _REST_OF_URL)
-_THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])" + _REST_OF_URL)
-
-
-@dataclass(frozen=True, slots=True)
-class OidcProvider:
-    """An organisation's own identity provider (OpenID Connect), as its operator named it."""
-
-    issuer: str
-    """Exactly as the provider writes it, with or without a slash at the end: both exist, and they are not the same."""
-    client_id: str
-    client_secret: str = field(repr=False)
-    name: str
-    """What people know it by."""
-    offers_email_codes: bool = True
-    """Whether people may sign in by e-mail codes as well."""
-
-    def __post_init__(self) -> None:
-        if not self.can_be_at(self.issuer) or "?" in self.issuer:
-            raise InvalidValue(
-                "an issuer is an https URL without a query, as the provider's documentation gives it, such as "
-                "https://accounts.example.com"
-            )
-        if not self.client_id or not self.client_secret:
-            raise InvalidValue("give the client id and the client secret that the provider gave you")
-        display_name(self.name)
-
-    def can_be_at(self, url: str) -> bool:
-        """Whether secrets may be sent to this URL: by https, or by http to this machine where the issuer is on it."""
-        return bool(_ANY_HOST.fullmatch(url) or (_THIS_MACHINE.fullmatch(self.issuer) and _THIS_MACHINE.fullmatch(url)))
-
 
 @dataclass(frozen=True, slots=True)
 class ProvenIdentity:
@@ -507,9 +471,6 @@ class Mailer(Protocol):
 
 
 # Visitors
-
-UNUSED_VISITOR_LIFETIME = Millis(30 * 86_400_000)
-"""Of a personal address with which nothing was begun: anybody may have as many as they ask for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from application.ports import (
     IdentityProvider,
     Ids,
     Mailer,
-    OidcProvider,
     Parameters,
     People,
     RateLimiter,
@@ -34,7 +33,7 @@ from application.ports import (
 from application.visitors import Visitors
 from domain.errors import InvalidValue, NotFound, SignInFailed, SignInOver
 from domain.oauth import Site
-from domain.sign_in import EMAILED_CODE_LIFETIME, AskingClient, IdentityKey, SignInState, Stage
+from domain.sign_in import EMAILED_CODE_LIFETIME, AskingClient, IdentityKey, OidcProvider, SignInState, Stage
 from domain.tenancy import UserId, email_address, hash_of
 
 # What mail programs make links of. A client names itself, and anybody can be a client.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from application.ports import Clock, IdentityProvider, Ids, OidcProvider, ServerListing, TenantStore
+from application.ports import Clock, IdentityProvider, Ids, ServerListing, TenantStore
 from domain.errors import NotFound
+from domain.sign_in import OidcProvider
 from domain.tenancy import AuthMode, OrganizationId, Server, ServerId, ServerKey, display_name, domain_name, slug
 
 

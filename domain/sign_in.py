@@ -23,13 +23,14 @@ is no longer asked, changes nothing. `trouble` is what the next page has to say,
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
 from domain.errors import InvalidValue
-from domain.tenancy import Millis, ServerId, UserId, email_address
+from domain.tenancy import Millis, ServerId, UserId, display_name, email_address
 
 SIGN_IN_LIFETIME = Millis(15 * 60_000)
 """From the first page to the way back. Long enough to look for a message in another program."""
@@ -39,6 +40,9 @@ MAX_TRIES = 5
 MAX_SENDS = 5
 # Each may make this service ask the provider: enough for whoever fails there, and no hammer.
 MAX_VISITS = 5
+
+UNUSED_VISITOR_LIFETIME = Millis(30 * 86_400_000)
+"""Of a personal address with which nothing was begun: anybody may have as many as they ask for."""
 
 EMAIL_ISSUER = "email"
 VISITOR_ISSUER = "visitor:"
@@ -67,6 +71,40 @@ class IdentityKey:
     def of_visitor(cls, server: ServerId, visitor_hash: bytes) -> IdentityKey:
         """Whoever has the secret with this hash."""
         return cls(VISITOR_ISSUER + server, visitor_hash.hex())
+
+
+# RFC 3986 without userinfo and fragment: a port, a path, a query.
+_REST_OF_URL = r"(:[0-9]{1,5})?(/[!-\"$->@-\[\]-~]*)?(\?[!-\"$-~]*)?"
+_ANY_HOST = re.compile(r"https://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])" + _REST_OF_URL)
+_THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])" + _REST_OF_URL)
+
+
+@dataclass(frozen=True, slots=True)
+class OidcProvider:
+    """An organisation's own identity provider (OpenID Connect), as its operator named it."""
+
+    issuer: str
+    """Exactly as the provider writes it, with or without a slash at the end: both exist, and they are not the same."""
+    client_id: str
+    client_secret: str = field(repr=False)
+    name: str
+    """What people know it by."""
+    offers_email_codes: bool = True
+    """Whether people may sign in by e-mail codes as well."""
+
+    def __post_init__(self) -> None:
+        if not self.can_be_at(self.issuer) or "?" in self.issuer:
+            raise InvalidValue(
+                "an issuer is an https URL without a query, as the provider's documentation gives it, such as "
+                "https://accounts.example.com"
+            )
+        if not self.client_id or not self.client_secret:
+            raise InvalidValue("give the client id and the client secret that the provider gave you")
+        display_name(self.name)
+
+    def can_be_at(self, url: str) -> bool:
+        """Whether secrets may be sent to this URL: by https, or by http to this machine where the issuer is on it."""
+        return bool(_ANY_HOST.fullmatch(url) or (_THIS_MACHINE.fullmatch(self.issuer) and _THIS_MACHINE.fullmatch(url)))
 
 
 def whose(by_identity: UserId | None, by_address: UserId | None) -> tuple[UserId, UserId] | None:

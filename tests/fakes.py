@@ -17,7 +17,6 @@ from application.ports import (
     Counts,
     ForgottenCalls,
     Measures,
-    OidcProvider,
     PersonalRecord,
     PersonSummary,
     Placement,
@@ -36,7 +35,7 @@ from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
 from domain.forecast import Standing as MidWay
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Transition
 from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough, unknown
-from domain.sign_in import IdentityKey, whose
+from domain.sign_in import IdentityKey, OidcProvider, whose
 from domain.tenancy import (
     AuthMode,
     Caller,

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from application.ports import UNUSED_VISITOR_LIFETIME, SignInKey, SignInUnderWay, Visitor
+from application.ports import SignInKey, SignInUnderWay, Visitor
 from domain.errors import NotFound
 from domain.oauth import DocumentAway
 from domain.progress import Merge
-from domain.sign_in import SIGN_IN_LIFETIME, IdentityKey, SignInState
+from domain.sign_in import SIGN_IN_LIFETIME, UNUSED_VISITOR_LIFETIME, IdentityKey, SignInState
 from domain.tenancy import Millis, OrganizationId, ServerKey, UserId
 from tests.fakes import Memory, person_in, see
 

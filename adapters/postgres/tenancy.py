@@ -26,8 +26,9 @@ from adapters.postgres.tables import (
     oidc_providers,
     organizations,
 )
-from application.ports import Bearer, OidcProvider, ServerDirectory, ServerListing, TokenListing
+from application.ports import Bearer, ServerDirectory, ServerListing, TokenListing
 from domain.errors import AlreadyExists, NotFound
+from domain.sign_in import OidcProvider
 from domain.tenancy import AuthMode, Millis, OrganizationId, Server, ServerId, ServerKey, UserId
 
 _PROVIDER = [oidc_providers.c[field.name] for field in fields(OidcProvider)]

@@ -18,10 +18,10 @@ from adapters.postgres.tables import (
     walkthrough_progress,
     walkthrough_progress_events,
 )
-from application.ports import UNUSED_VISITOR_LIFETIME, Visitor
+from application.ports import Visitor
 from domain.errors import NotFound
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
-from domain.sign_in import VISITOR_ISSUER, IdentityKey
+from domain.sign_in import UNUSED_VISITOR_LIFETIME, VISITOR_ISSUER, IdentityKey
 from domain.tenancy import Millis, ServerKey, UserId
 
 # A function of the database, which names the organisation before it reads (migration 0007).

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from application.ports import OidcProvider
 from domain.errors import InvalidValue, NotFound
+from domain.sign_in import OidcProvider
 from domain.tenancy import AuthMode, Server
 from domain.walkthrough import Manuscript
 from entrypoints.cli.columns import disarmed, harmless

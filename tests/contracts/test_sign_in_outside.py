@@ -12,10 +12,11 @@ from adapters.postgres.sign_in import PostgresPeople, PostgresSignInStore
 from adapters.postgres.visitors import PostgresVisitorStore
 from adapters.rate_limits import MemoryRateLimits
 from application.limits import rates
-from application.ports import OidcProvider, Parameters, ProvenIdentity
+from application.ports import Parameters, ProvenIdentity
 from application.sign_in import Page, SignIn
 from application.visitors import Visitors
 from domain.oauth import proves
+from domain.sign_in import OidcProvider
 from tests.contracts.test_authorization import CHALLENGE, NOW, VERIFIER, Host, make_host
 from tests.fakes import SetClock
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from application.ports import OidcProvider
 from application.tenancy import Providers
 from domain.errors import AlreadyExists, InvalidValue, NotFound
+from domain.sign_in import OidcProvider
 from domain.tenancy import AuthMode, Caller, OrganizationId, ServerId, ServerKey
 from domain.walkthrough import PublishPolicy
 from tests.worlds import World, manuscript

@@ -17,7 +17,7 @@ from adapters.postgres.connections import Access, Database
 from adapters.postgres.visitors import PostgresVisitorStore
 from application.insight import PAUSE, TOO_FAST
 from application.limits import Limit
-from application.ports import UNUSED_VISITOR_LIFETIME, Cohort, Counts, Measures, Visitor, VisitorStore
+from application.ports import Cohort, Counts, Measures, Visitor, VisitorStore
 from application.visitors import Spent, Visitors
 from domain.errors import CairnError, NotFound, WalkthroughNotStarted
 from domain.progress import (
@@ -32,6 +32,7 @@ from domain.progress import (
     merge,
     replay,
 )
+from domain.sign_in import UNUSED_VISITOR_LIFETIME
 from domain.tenancy import Caller, Millis, Server, UserId
 from domain.walkthrough import PublishPolicy, VersionKey
 from tests.domain.generate import examples, key_orders, revised

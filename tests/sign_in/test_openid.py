@@ -25,8 +25,9 @@ from structlog.testing import capture_logs
 
 from adapters.openid import OpenIdConnect, _fits, _imported
 from adapters.system import SystemClock
-from application.ports import OidcProvider, Parameters, ProvenIdentity
+from application.ports import Parameters, ProvenIdentity
 from domain.errors import InvalidValue, SignInFailed
+from domain.sign_in import OidcProvider
 from tests.fakes import SetClock
 
 # What the two libraries say of themselves, where this file signs as a provider might.
