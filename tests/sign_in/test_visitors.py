@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from adapters.postgres.connections import Access, Database
-from adapters.postgres.visitors import _VISITOR, PostgresVisitorStore
+from adapters.postgres.visitors import PostgresVisitorStore
 from adapters.system import RandomIds, SystemClock
 from application.learning import Lesson
 from application.limits import Limit
@@ -232,29 +232,6 @@ async def test_a_step_that_is_gone_counts_for_the_account_when_it_comes_back(pla
     lesson = await place.next(place.ada, str(lesson.progress.handle()))
     assert lesson.step is not None
     assert lesson.step.text.key == "b"
-
-
-async def test_a_visitor_is_found_through_indexes_however_many_there_are(
-    place: Place, owner: asyncpg.Connection
-) -> None:
-    organization_id, server_id = place.server.key.organization_id, place.server.key.server_id
-    await owner.execute(
-        f"insert into mcp_server_users (organization_id, id, first_seen_at, last_seen_at)"
-        f" select '{organization_id}', 'many' || n, 1, 1 from generate_series(1, 20000) n;"
-        f" insert into mcp_server_user_identities select '{organization_id}', 'visitor:{server_id}',"
-        f" encode(sha256(n::text::bytea), 'hex'), 'many' || n, 1 from generate_series(1, 20000) n;"
-        " analyze mcp_server_users; analyze mcp_server_user_identities"
-    )
-
-    plan = await owner.fetch(
-        f"explain (analyze, timing off) {_VISITOR}",
-        organization_id,
-        f"visitor:{server_id}",
-        hashlib.sha256(b"7").hexdigest(),
-    )
-    text = "\n".join(row[0] for row in plan)
-    assert "Seq Scan" not in text
-    assert text.count("Index Cond: ((organization_id = ") + text.count("Index Only Cond: ((organization_id = ") == 2
 
 
 # ----------------------------------------------------------------------------------------------------- races
