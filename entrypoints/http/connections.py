@@ -11,14 +11,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PunctualProtocol(H11Protocol):
-    """HTTP/1.1 that ends a connection whose next request has begun, or is to begin it, and does not get past its head.
+    """HTTP/1.1 that ends a connection whose next request has begun, or is to begin it, and does not get past its head;
+    and one whose client does not take its answers.
 
-    Without an end, a few connections that send nothing more take every place there is. How long a body may take is the
-    gate's to say, and how long a connection may rest between requests is uvicorn's.
+    Without an end, a few connections that send nothing more, or read nothing more, take every place there is. How long
+    a body may take is the gate's to say, and how long a connection may rest between requests is uvicorn's.
     """
 
     head_seconds: ClassVar[float] = 10.0  # the slowest line has it there in one
+    # Half a megabyte in this time is what the slowest line has, and few answers are longer than a tenth.
+    take_seconds: ClassVar[float] = 30.0
     _due: asyncio.TimerHandle | None = None
+    _taken_by: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -35,10 +39,31 @@ class PunctualProtocol(H11Protocol):
         # uvicorn does not ask whether an answer has begun, or whether it may have a body: one to HEAD has none.
         with suppress(LocalProtocolError):
             super().send_400_response(msg)
-        self.transport.close()
+        self._close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._wait_for_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._wait_for_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taken_by is not None and not self.transport.is_closing():
+            self._taken_by.cancel()
+            self._taken_by = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
+        if self._taken_by is not None:
+            self._taken_by.cancel()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
@@ -53,4 +78,13 @@ class PunctualProtocol(H11Protocol):
         if not self.transport.is_closing():
             # RFC 9110 section 15.5.9
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        # A transport that is closed waits, for as long as it takes, for what it still holds to be taken.
+        if self._taken_by is None:
+            self._taken_by = self.loop.call_later(self.take_seconds, self.transport.abort)

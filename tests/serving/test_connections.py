@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -52,6 +53,15 @@ def _shown(reply: Reply) -> tuple[int, str]:
 
 class _Impatient(PunctualProtocol):
     head_seconds = 0.2
+    take_seconds = 0.2
+
+    def connection_made(self, transport: Any) -> None:
+        self.lost = asyncio.Event()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.lost.set()
 
 
 async def _echo(scope: Any, receive: Any, send: Any) -> None:
@@ -101,6 +111,63 @@ async def test_a_request_whose_head_was_there_in_time_takes_the_time_that_it_tak
                 await reader.read()
         writer.write(b"{}")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
+
+
+# --------------------------------------------------------------------------------------------------- answers
+
+_LONG = 1_048_576  # what no kernel holds here
+_SHORT = 60_000  # what is held for a connection before its answer is held up
+
+
+async def _tell(scope: Any, receive: Any, send: Any) -> None:
+    body = b"x" * int(scope["path"][1:])
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@asynccontextmanager
+async def _crammed(keep_alive: int) -> AsyncIterator[tuple[set[Any], asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which the kernel holds next to nothing, to a server that waits a fifth of a second for each."""
+    config = uvicorn.Config(_tell, http=_Impatient, lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
+    config.load()
+    state = ServerState()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        server = await asyncio.get_running_loop().create_server(lambda: _Impatient(config, state, {}), sock=listener)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        reader, writer = await asyncio.open_connection(sock=client, limit=1_024)
+        try:
+            yield state.connections, reader, writer
+        finally:
+            writer.transport.abort()
+            server.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "keep_alive", "header"), [(_LONG, 30, ""), (_SHORT, 0, ""), (_SHORT, 30, "Connection: close\r\n")]
+)
+async def test_a_connection_whose_answers_are_not_taken_is_ended(size: int, keep_alive: int, header: str) -> None:
+    async with asyncio.timeout(10), _crammed(keep_alive) as (connections, reader, writer):
+        writer.write(f"GET /{size} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = connections
+        await connection.lost.wait()
+        assert not connections
+
+
+async def test_a_connection_whose_answers_are_taken_stays() -> None:
+    async with asyncio.timeout(10), _crammed(30) as (_, reader, writer):
+        for _ in range(2):
+            writer.write(f"GET /{_LONG} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            assert len(await reader.readexactly(_LONG)) == _LONG
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2 * _Impatient.take_seconds):
+                    await reader.read()
 
 
 # ------------------------------------------------------------------------------------------ lengths and chunks
