@@ -71,6 +71,7 @@ def serve_until_stopped(
         # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
         "loop": "uvloop",
         "http": PunctualProtocol,
+        "ws": "none",  # or a library that happens to be installed would open a way that the gate does not keep
         "timeout_graceful_shutdown": _GRACE_SECONDS,
         "log_config": None,
         "access_log": False,

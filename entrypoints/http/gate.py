@@ -111,8 +111,12 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with an `Arrival` or a `Visit` in its state, or refuses it."""
-        if scope["type"] != "http":  # type: ignore[comparison-overlap]  # servers send the plain string
+        if scope["type"] == "lifespan":  # type: ignore[comparison-overlap]  # servers send the plain string
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # type: ignore[comparison-overlap]  # as above
+            # A WebSocket: nothing here speaks it, and what is not asked for its host and its token gets no further.
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
         http = cast(HTTPScope, scope)
         headers = Headers(http)

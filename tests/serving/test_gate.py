@@ -23,6 +23,7 @@ from entrypoints.mcp.server import STATE_KEY, Arrival
 from tests.processes import Serving, serving
 from tests.serving.conftest import Tenant, call, challenge, make_tenant
 from tests.serving.raw import (
+    FORMS,
     MODERN,
     PING,
     assert_discreet,
@@ -59,6 +60,33 @@ _GUARDED = [
 
 async def _calls(owner: asyncpg.Connection) -> int:
     return int(await owner.fetchval("select count(*) from tool_calls"))
+
+
+async def test_what_is_no_http_request_gets_no_further_than_the_gate() -> None:
+    """Where a WebSocket library is installed, a server may make a scope of its own of a request to upgrade."""
+    world = in_memory()
+    answers: list[Any] = []
+    await world.server()
+
+    async def served(*_: Any) -> None:
+        raise AssertionError("there is nothing to serve")
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    scope: Any = {**_POST, "type": "websocket", "scheme": "ws"}
+    await _gate(served, world, world.identity)(scope, receive, send)
+    assert answers == [{"type": "websocket.close", "code": 1000, "reason": None}]
+
+
+async def test_a_request_to_upgrade_is_served_as_if_it_asked_for_nothing_more(tenant: Tenant) -> None:
+    for upgrade in ("websocket", "h2c"):
+        headers = (f"host: {tenant.host}", f"upgrade: {upgrade}", "connection: upgrade, close")
+        forms = (*FORMS, "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==")
+        assert (await only(tenant.service, request(*headers, forms=forms, close=False))).fault == (200, None, 1)
 
 
 # ----------------------------------------------------------------------------------------------------- host
