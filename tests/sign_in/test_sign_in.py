@@ -422,6 +422,22 @@ async def test_what_is_no_address_is_told_at_the_field(acme: Host) -> None:
     assert acme.mailbox.to("all@example.com") == []
 
 
+async def test_nothing_before_the_right_code_tells_whether_somebody_has_an_account(acme: Host) -> None:
+    await (await acme.browser()).sign_in((await acme.asking()).url, "known@example.com")
+    seen = []
+    for email in ("known@example.com", "never@example.com"):
+        browser = await choosing(acme)
+        pages = []
+        for fields in ({"email": email}, {"code": "no code"}):
+            await browser.submit(**fields)
+            assert browser.page is not None
+            page = browser.page.text.replace(browser.request, "REQUEST").replace(email, "EMAIL")
+            pages.append((browser.page.status_code, page))
+        message = acme.mailbox.to(email)[-1].get_content().replace(acme.mailbox.code(email), "CODE")
+        seen.append((pages, message))
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.promise("auth.oauth")
 async def test_a_message_that_cannot_be_sent_is_told_and_the_address_can_be_corrected(acme: Host) -> None:
     browser = await choosing(acme)
