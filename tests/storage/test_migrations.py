@@ -462,6 +462,15 @@ async def test_an_owner_who_is_no_superuser_migrates_and_the_service_refuses_to_
         await check_schema(Access(owned_url))
 
 
+async def test_a_login_that_bypasses_row_level_security_is_refused(
+    fresh_url: str, make_login: Callable[..., str]
+) -> None:
+    login = await asyncio.to_thread(make_login, "bypassrls")
+    await migrate(fresh_url, service_login=login)
+    with pytest.raises(WrongSchema, match="or bypass row-level security"):
+        await check_schema(Access(logged_in(fresh_url, login)))
+
+
 async def test_an_owner_who_may_not_grant_the_role_of_a_neighbour_is_told(
     empty_url: str, make_login: Callable[..., str]
 ) -> None:
