@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,7 +91,9 @@ class Tables:
     """All that is stored, which can be seen, and made as it was."""
 
     owner: asyncpg.Connection  # type: ignore[type-arg]
-    tables: Sequence[str] = field(default_factory=list)
+    names: Sequence[str] = field(default_factory=list)
+    kept: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Every row that there is as long as nothing is done, with its table."""
 
     async def keep(self) -> None:
         """Makes what is stored now what is come back to."""
@@ -99,22 +101,25 @@ class Tables:
             "select relname from pg_class where relkind in ('r', 'p') and not relispartition"
             " and relnamespace = 'public'::regnamespace and relname <> 'alembic_version' order by relname"
         )
-        self.tables = [name for (name,) in rows]
-        await self.owner.execute("drop schema if exists kept cascade; create schema kept")
-        await self.owner.execute(";".join(f"create table kept.{each} as table {each}" for each in self.tables))
+        self.names = [name for (name,) in rows]
+        await self.owner.execute("create schema kept")
+        await self.owner.execute(";".join(f"create table kept.{each} as table {each}" for each in self.names))
+        self.kept = await self.rows()
 
-    async def restore(self) -> None:
+    async def restore(self, tables: Collection[str] | None = None) -> None:
         """No trigger and no constraint has a say in it."""
-        each = ";".join(f"delete from {name}; insert into {name} table kept.{name}" for name in self.tables)
+        each = ";".join(
+            f"delete from {name}; insert into {name} table kept.{name}" for name in sorted(tables or self.names)
+        )
         await self.owner.execute(f"begin; set local session_replication_role = replica; {each}; commit")
 
-    async def rows(self) -> Counter[str]:
+    async def rows(self) -> Counter[tuple[str, str]]:
         """Every row; of a call, not which it was and when."""
         whole = {"tool_calls": " - '{id,created_at,duration_us}'::text[]"}
         statement = " union all ".join(
-            f"select '{each} ' || (to_jsonb(its){whole.get(each, '')})::text from {each} its" for each in self.tables
+            f"select '{each}', (to_jsonb(its){whole.get(each, '')})::text from {each} its" for each in self.names
         )
-        return Counter(row for (row,) in await self.owner.fetch(statement))
+        return Counter((name, row) for name, row in await self.owner.fetch(statement))
 
 
 @dataclass
@@ -129,15 +134,15 @@ class Walk:
     absent: Names
 
     async def ends(self, act: Act, names: Names) -> Told:
-        before = await self.tables.rows()
         self.statements.sent.clear()
         answer = await _answer(act, names)
         await asyncio.sleep(0)  # the driver tells of a statement after it has answered
         statements = [each for each in self.statements.sent if each not in self.statements.passing]
-        after = await self.tables.rows()
-        if before != after:
-            await self.tables.restore()
-        return Told(answer, sorted((before - after).elements()), sorted((after - before).elements()), statements)
+        before, after = self.tables.kept, await self.tables.rows()
+        gone, new = sorted((before - after).elements()), sorted((after - before).elements())
+        if gone or new:
+            await self.tables.restore({table for table, _ in (*gone, *new)})
+        return Told(answer, [" ".join(row) for row in gone], [" ".join(row) for row in new], statements)
 
     async def probe(
         self,
