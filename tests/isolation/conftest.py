@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -36,3 +37,16 @@ def stores(at: tuple[Stores, Walk]) -> Stores:
 @pytest.fixture
 def walk(at: tuple[Stores, Walk]) -> Walk:
     return at[1]
+
+
+@pytest.fixture(scope="module")
+def first_wall_alone(owner_url: str) -> None:
+    """The statements of this module's service are held back by nothing but themselves."""
+
+    async def take_second_down() -> None:
+        owner = await asyncpg.connect(owner_url)
+        for (table,) in await owner.fetch("select oid::regclass::text from pg_class where relrowsecurity"):
+            await owner.execute(f"alter table {table} disable row level security")
+        await owner.close()
+
+    asyncio.run(take_second_down())

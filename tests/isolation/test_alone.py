@@ -20,6 +20,8 @@ from domain.walkthrough import PublishPolicy
 from tests.fakes import CountedIds, SetClock
 from tests.worlds import World, in_memory, on_postgres
 
+pytestmark = pytest.mark.usefixtures("first_wall_alone")
+
 _DEEDS = 60
 _PEOPLE = ("ada@example.com", "bob@example.com")
 _KEYS = ("tour", "quickstart")

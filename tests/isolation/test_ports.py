@@ -24,6 +24,8 @@ from tests.contracts.test_authorization import CHALLENGE, REDIRECT, VERIFIER
 from tests.isolation.tenants import ISSUER, NOW, OF_A_SERVER, SHARED_EMAIL, SHARED_KEY, Names, Stores, sha256
 from tests.isolation.walk import Walk, differ_in_time
 
+pytestmark = pytest.mark.usefixtures("first_wall_alone")
+
 Probe = Callable[[Stores, Names], Awaitable[Any]]
 
 _NEW = b"\x07" * 32
