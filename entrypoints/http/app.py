@@ -20,6 +20,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from domain.errors import TemporarilyUnavailable, TooManyRequests
 from entrypoints.container import Storage, serving_container, storage
 from entrypoints.http.gate import Gate
+from entrypoints.http.load import Load
 from entrypoints.http.message import Refusal
 from entrypoints.http.oauth import oauth_handlers
 from entrypoints.http.pages import asset
@@ -36,7 +37,7 @@ _PARENT_CHECK_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
-def create_app() -> ASGIApp:
+def create_app(load: Load) -> ASGIApp:
     """The application of a worker process, with settings from the environment.
 
     A worker ends when the process that started it has ended, however that was: orphans would hold its port. Its share
@@ -57,17 +58,19 @@ def create_app() -> ASGIApp:
                 watch.cancel()
             await asyncio.to_thread(share.close)
 
-    return application(share.enter_context(storage(settings)), settings, working)
+    return application(share.enter_context(storage(settings)), settings, load, working)
 
 
 def application(
     storage: Storage,
     settings: Settings,
+    load: Load | None = None,
     around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     show_mail: Callable[[str], None] | None = None,
 ) -> ASGIApp:
     """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`.
 
+    `load` is told what is taken on, and tells when the process is about to end.
     For development, `show_mail` gets what would be sent by mail.
     """
     database = storage.database()
@@ -114,6 +117,7 @@ def application(
         default_server=settings.default_server,
         allowed_origins=settings.origins(),
         trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
+        load=load,
     )
 
 

@@ -1,6 +1,7 @@
 """The gate: decides whose host a request is for, and who sends it, before anything else sees it.
 
     too many at once        429       RFC 6585 section 4: per network, and per server
+    more than can be done   503       RFC 9110 section 15.6.4: when the body is there (entrypoints/http/load.py)
     two lengths at once     400       RFC 9112 section 6.1: against request smuggling
     unknown host            421       RFC 9110 section 15.5.20
     another path            404
@@ -64,6 +65,7 @@ from domain.oauth import WALKTHROUGHS, Site
 from domain.tenancy import AuthMode, Caller, Server, UserId
 from entrypoints.http import site as sites
 from entrypoints.http.headers import Headers, allow, to_page
+from entrypoints.http.load import Load, Work
 from entrypoints.http.message import Refusal, Request, message_of, text_of
 from entrypoints.http.places import METHODS, Kind, Place, away, place_of, refusal_body, too_many
 from entrypoints.http.proxies import client_address, forwarded_scheme
@@ -98,6 +100,7 @@ class Gate:
         default_server: str | None,
         allowed_origins: Set[str] = frozenset(),
         trusted_proxies: Sequence[IPv4Network | IPv6Network] = (),
+        load: Load | None = None,
     ) -> None:
         self._app = app
         self._servers = servers
@@ -108,6 +111,7 @@ class Gate:
         self._default_server = default_server
         self._allowed_origins = allowed_origins
         self._trusted_proxies = trusted_proxies
+        self._load = load or Load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with an `Arrival` or a `Visit` in its state, or refuses it."""
@@ -118,17 +122,21 @@ class Gate:
             # A WebSocket: nothing here speaks it, and what is not asked for its host and its token gets no further.
             await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
-        http = cast(HTTPScope, scope)
-        headers = Headers(http)
+        with self._load.request(receive, send) as work:
+            await self._handle(cast(HTTPScope, scope), work)
+
+    async def _handle(self, scope: HTTPScope, work: Work) -> None:
+        receive: Receive = work.receive
+        headers = Headers(scope)
         host = _host(headers)
-        _take_absolute_form(http, host)
-        place = place_of(http["path"])
+        _take_absolute_form(scope, host)
+        place = place_of(scope["path"])
         is_welcome = self._welcomes(place, headers)
         may_read = is_welcome and (place is None or place.kind is not Kind.PAGE)
-        send = to_page(send, headers.only(b"origin") if may_read else None)
+        send = to_page(work.send, headers.only(b"origin") if may_read else None)
         request = Request()
         try:
-            site = await self._reach(http, headers, host, place)
+            site = await self._reach(scope, headers, host, place)
             if place is None:
                 raise Refusal(
                     404, "There is nothing here: Cairn answers at /mcp, and the page at / says how to connect."
@@ -137,13 +145,15 @@ class Gate:
                 raise Refusal(
                     403, "Pages of this origin may not call this server: ask its operator to allow the origin."
                 )
-            if http["method"] == "OPTIONS" and headers.ask_for_a_page() and place.kind in METHODS:
+            if scope["method"] == "OPTIONS" and headers.ask_for_a_page() and place.kind in METHODS:
                 await allow(send, headers, METHODS[place.kind])
                 return
             if place.kind is Kind.MCP:
-                arrival, receive = await self._admit(site, place, http, headers, receive, request)
+                arrival, receive = await self._admit(site, place, scope, headers, receive, request)
+            elif scope["method"] != "POST" or not headers.announce_a_body():
+                await work.begin()  # no handler waits for a body
         except Refusal as refusal:
-            is_unread = not request.is_read and headers.announce_a_body()
+            is_unread = not work.is_read and headers.announce_a_body()
             kind = place.kind if place else Kind.PAGE if headers.take_pages() else Kind.MCP
             await _refuse(receive, send, kind, refusal, request, is_unread=is_unread)
         except _Gone:
@@ -151,9 +161,9 @@ class Gate:
         else:
             if place.kind is not Kind.MCP:
                 assert site is not None  # noqa: S101  # or it would have been refused
-                found: Any = {sites.STATE_KEY: Visit(site, self._address(http, headers))}
+                found: Any = {sites.STATE_KEY: Visit(site, self._address(scope, headers))}
                 # RFC 9110 section 9.3.2: as GET; the body is left out by whoever writes the answer.
-                method = "GET" if http["method"] == "HEAD" else http["method"]
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
                 state = {**scope.get("state", {}), **found}
                 await self._app(cast(Scope, {**scope, "method": method, "state": state}), receive, send)
                 return
@@ -236,7 +246,6 @@ class Gate:
         _check_forms(headers)
 
         body = await _read(headers, receive)
-        request.is_read = True
         # From here on it is our time, not that of a client that sends slowly.
         look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
         message: dict[str, Any] | None = None

@@ -47,9 +47,8 @@ class Refusal(Exception):
 
 
 class Request:
-    """What a refusal has to know of a request: whether its body has been read, and the id that stands there."""
+    """What a refusal has to know of a request: the id that stands in its body."""
 
-    is_read = False
     id: str | int | None = None
 
 
