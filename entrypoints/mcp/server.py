@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import Any, TypeVar
@@ -40,6 +41,9 @@ from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
 MAX_BODY_BYTES = 2**20
 # A call is answered within 5 s whatever its database does: 1 s to find the host, and from there on this.
 ANSWER_SECONDS = 3.5
+# Of one person, at once, in one process: assistants that send whole batches send five, and a person may have two that
+# do. Of what a process works on (entrypoints/http/load.py), a quarter is left to others.
+_CALLS_AT_ONCE = 12
 _WARNING_SECONDS = 1.0  # at most one line in this time: an outage is one story, however many calls it meets
 _LIST_TTL_MS = 60_000  # how long a client may keep the list of tools: they change with a release only
 _PROMPTS_TTL_MS = 5_000  # as long as an author who has just assigned a walkthrough waits without wondering
@@ -85,6 +89,7 @@ class McpEndpoint:
         self._ids = ids
         self._warned_at = -_WARNING_SECONDS
         self._running: set[asyncio.Task[types.CallToolResult]] = set()
+        self._at_once: Counter[tuple[str, str | None]] = Counter()  # by person; nobody stands there with none
         schemas = {name: input_schema(tool.arguments) for name, tool in TOOLS.items()}
         self._tools = [_listed(tool) for tool in TOOLS.values()]
         server: Server[Any] = Server(
@@ -199,8 +204,12 @@ class McpEndpoint:
         try:
             if arrival.caller is None:
                 raise TemporarilyUnavailable
-            async with asyncio.timeout_at(arrival.answer_by):
-                return await look_up(arrival.caller)
+            with self._counted(arrival.caller):
+                self._check_bound(arrival.caller)
+                async with asyncio.timeout_at(arrival.answer_by):
+                    return await look_up(arrival.caller)
+        except RateLimited as error:
+            raise MCPError(code=_UNAVAILABLE, message=rendering.tool_error(error)) from error
         except (TemporarilyUnavailable, TimeoutError) as error:
             self._warn(repr(error.__cause__ or error))
             raise MCPError(code=_UNAVAILABLE, message=rendering.tool_error(TemporarilyUnavailable())) from error
@@ -226,8 +235,9 @@ class McpEndpoint:
         if arrival.caller is None:
             return self._unavailable("the gate could not ask the database")
         try:
-            async with asyncio.timeout_at(arrival.answer_by):
-                return await self._run_and_record(arrival.caller, arrival, context, params)
+            with self._counted(arrival.caller):
+                async with asyncio.timeout_at(arrival.answer_by):
+                    return await self._run_and_record(arrival.caller, arrival, context, params)
         except TemporarilyUnavailable as error:
             return self._unavailable(repr(error.__cause__) if error.__cause__ else "others were faster, time and again")
         except TimeoutError:
@@ -295,10 +305,31 @@ class McpEndpoint:
         """One call more of a known person, on whichever server of the organisation; the gate counts the unknown."""
         if caller.user_id is None:
             return
+        self._check_bound(caller)
         try:
             await self._limits.hit(Limit.CALLS_PER_USER, caller.server.organization_id, caller.user_id)
         except TooManyRequests as error:
             raise RateLimited(error.retry_after_seconds) from error
+
+    @contextmanager
+    def _counted(self, caller: Caller) -> Iterator[None]:
+        """One more of what a known person has under way, for as long as this is."""
+        if caller.user_id is None:
+            yield
+            return
+        person = (caller.server.organization_id, caller.user_id)
+        self._at_once[person] += 1
+        try:
+            yield
+        finally:
+            self._at_once[person] -= 1
+            if not self._at_once[person]:
+                del self._at_once[person]
+
+    def _check_bound(self, caller: Caller) -> None:
+        """Refuses what a known person has under way beyond the bound."""
+        if self._at_once[caller.server.organization_id, caller.user_id] > _CALLS_AT_ONCE:
+            raise RateLimited(1)
 
 
 def _error_code(failure: Exception) -> str:

@@ -225,6 +225,27 @@ async def test_an_advance_whose_row_cannot_be_stored_is_told_as_repeated_by_the_
     assert [call.outcome for call in memory.calls.values()] == ["started", "repeated"]
 
 
+@pytest.mark.promise("limits")
+async def test_of_one_person_so_many_calls_are_under_way_at_once_and_one_more_is_refused_and_logged() -> None:
+    memory = fakes.Memory()
+    world = in_memory(memory)
+    log = HeldLog(memory)
+    async with _served(world, log) as served:
+        other = Served(served.endpoint, served.server, await world.caller(served.server, "bob@example.com"))
+        review: Any = {"tool": "review_walkthrough_step", "walkthrough": "tour", "step_number": 1}
+        calls = [asyncio.create_task(each.told(**review)) for each in [served] * 13 + [other]]
+        async with asyncio.timeout(5):
+            while len(log.writing) < len(calls):  # noqa: ASYNC110  # until all have run, and wait for their rows
+                await asyncio.sleep(0)
+        log.released.set()
+        assert await asyncio.gather(*calls) == ["walkthrough_not_started"] * 12 + [
+            "rate_limited",
+            "walkthrough_not_started",
+        ]
+        assert await served.told(**review) == "walkthrough_not_started"
+    assert sum(call.error_code == "rate_limited" for call in memory.calls.values()) == 1
+
+
 # ------------------------------------------------------------------------------------------ whatever is sent
 
 # JSON as it may be written: with numbers that no database holds, and halves of surrogate pairs, which the readers of
