@@ -1,27 +1,68 @@
-"""Running uvicorn: one process, or several behind one socket."""
+"""Running uvicorn: one process, or several behind one socket; and how they end.
+
+    a signal              not ready from now on (`Load.is_stopping`), and each answer says that its connection ends
+    nobody comes for      the socket is closed, so that whoever comes is refused and can go to another process;
+      0.3 s, or 2 s after connections that rest are ended, and calls that were accepted are answered and logged
+    after 9 s             whatever is stuck ends with the process, with exit status 1
+    a second signal       the same at once
+
+The 2 s are for a balancer to notice; SIGINT, as from a keyboard, does without them. Docker waits 10 s before it kills.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, NoReturn
 
+import structlog
 import uvicorn
-from uvicorn.supervisors import Multiprocess
+from uvicorn.config import STARTUP_FAILURE
 
 from domain.errors import OperatorError
 from entrypoints.container import Storage, serving_container
-from entrypoints.http.app import application
+from entrypoints.http.app import application, create_app
 from entrypoints.http.connections import PunctualProtocol
+from entrypoints.http.load import Load
 from entrypoints.logs import configure_logs
 from entrypoints.settings import Settings
 
-# Longer than any accepted call may take; a request that is stuck would ignore SIGTERM for ever.
-_GRACE_SECONDS = 5
+_NOTICE_SECONDS = 2.0
+# For one moment nobody may be connected, though the next one is on the way: a connection that waits to be accepted when
+# the socket is closed is lost.
+_QUIET_SECONDS = 0.3
+# A call is answered within 5 s of its arrival; this counts from the moment that none arrives any more.
+_ANSWER_SECONDS = 5
+_GRACE_SECONDS = 9.0
 _BACKLOG = 2048
+_FILES = 4096  # connections, and what else a process opens; often only 1,024 are allowed unless asked for
+
+_OPTIONS: dict[str, Any] = {
+    # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
+    "loop": "uvloop",
+    "http": PunctualProtocol,
+    "ws": "none",  # or a library that happens to be installed would open a way that the gate does not keep
+    "timeout_graceful_shutdown": _ANSWER_SECONDS,
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "proxy_headers": False,  # by itself, uvicorn believes whoever calls from this machine: the gate decides that
+    "lifespan": "on",
+}
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +106,160 @@ def serve_until_stopped(
     """Serves until SIGINT or SIGTERM. `on_ready` is called once calls are answered.
 
     With one worker, `show_mail` gets what would be sent by mail.
+
+    Raises:
+        OperatorError: when the workers do not come up.
     """
     configure_logs()
-    options = {
-        # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
-        "loop": "uvloop",
-        "http": PunctualProtocol,
-        "ws": "none",  # or a library that happens to be installed would open a way that the gate does not keep
-        "timeout_graceful_shutdown": _GRACE_SECONDS,
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,  # by itself, uvicorn believes whoever calls from this machine: the gate decides that
-        "lifespan": "on",
-    }
+    _allow_files()
     if workers == 1:
-        config = uvicorn.Config(application(storage, settings, show_mail=show_mail), **options)  # type: ignore[arg-type]  # of several types
-        # uvicorn raises the signal that stopped it once more, for whoever waits for it. Nobody does: to be stopped is
-        # how serving ends, and what follows (the embedded server is left) has still to happen.
-        with suppress(KeyboardInterrupt):
-            _Server(config, on_ready).run(sockets=[listener.socket])
+        load = Load()
+        config = uvicorn.Config(application(storage, settings, load, show_mail=show_mail), **_OPTIONS)
+        _Server(config, load, on_ready).run(sockets=[listener.socket])
         return
     serving_container(storage.database(), settings)  # a setting that cannot be is told once, and not by each worker
     os.environ.update(settings.environment())
-    app = "entrypoints.http.app:create_app"
-    config = uvicorn.Config(app, factory=True, workers=workers, **options)  # type: ignore[arg-type]  # as above
     on_ready()  # the socket listens: what comes before the workers are up waits for them
-    Multiprocess(config, sockets=[listener.socket]).run()
+    _Workers(listener.socket, workers).run()
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that says when it is ready."""
+    """A uvicorn server that says when it is ready, and ends as the top of this file has it."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, load: Load, on_started: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
+        self._load = load
         self._on_started = on_started
+        self._close_at = 0.0
+        self._answered = 0
+        self._quiet_since = time.monotonic()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not what uvicorn does: it raises the signal once more when it has ended, for whoever waits for it. To be
+        # stopped is how serving ends, and what follows (the embedded server is left) has still to happen.
+        if self._load.is_stopping:
+            # Whoever signals a whole group of processes reaches a worker by two ways.
+            if parent_process() is None:
+                _end_now("it was told to stop a second time")
+            return
+        self._load.is_stopping = True
+        self._close_at = time.monotonic() + (0 if sig == signal.SIGINT else _NOTICE_SECONDS)
+        # A thread, since what is stuck may be the event loop.
+        limit = threading.Timer(_GRACE_SECONDS, _end_now, ["something did not end within the grace period"])
+        limit.daemon = True
+        limit.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        state, now = self.server_state, time.monotonic()
+        if state.connections or state.total_requests != self._answered:
+            self._answered, self._quiet_since = state.total_requests, now
+        if self._load.is_stopping and (now >= self._close_at or now - self._quiet_since >= _QUIET_SECONDS):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _end_now(reason: str) -> NoReturn:
+    _log.warning("this process ends at once", reason=reason)
+    os._exit(1)
+
+
+def _work(listener: socket.socket) -> None:
+    """What a worker process does."""
+    load = Load()
+    config = uvicorn.Config(lambda: create_app(load), factory=True, **_OPTIONS)
+    _Server(config, load).run(sockets=[listener])
+
+
+class _Workers:
+    """Processes behind one socket. One that dies is replaced at once."""
+
+    def __init__(self, listener: socket.socket, count: int) -> None:
+        self._listener = listener
+        self._count = count
+        self._processes: list[BaseProcess] = []
+        self._kill_at: float | None = None
+
+    def run(self) -> None:
+        """Returns when all have ended in good order, after a signal.
+
+        Raises:
+            OperatorError: when one cannot start.
+            SystemExit: when one did not end in good order.
+        """
+        failure: OperatorError | None = None
+        is_in_order = True
+        with _signals() as told:
+            while self._kill_at is None or self._processes:
+                if self._kill_at is None:
+                    self._start_missing()
+                limit = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
+                ready = wait([told, *(process.sentinel for process in self._processes)], limit)
+                if told in ready:
+                    for number in told.recv(16):
+                        self._stop(number)
+                elif not ready:
+                    self._kill()
+                for process in [each for each in self._processes if each.exitcode is not None]:
+                    self._processes.remove(process)
+                    if self._kill_at is not None:
+                        is_in_order = is_in_order and process.exitcode in (0, -signal.SIGTERM)
+                    elif process.exitcode == STARTUP_FAILURE:
+                        failure = OperatorError("a worker cannot start: what is said above tells why")
+                        self._stop(signal.SIGTERM)
+                    else:
+                        _log.warning("a worker has ended and is replaced", status=process.exitcode)
+        if failure is not None:
+            raise failure
+        if not is_in_order:
+            raise SystemExit(1)
+
+    def _start_missing(self) -> None:
+        while len(self._processes) < self._count:
+            process = get_context("spawn").Process(target=_work, args=(self._listener,))
+            process.start()
+            self._processes.append(process)
+
+    def _stop(self, number: int) -> None:
+        if self._kill_at is not None:
+            self._kill()
+            return
+        # Their own limit comes first; this one is for those that do nothing at all any more.
+        self._kill_at = time.monotonic() + _GRACE_SECONDS + 0.5
+        # The socket refuses whoever comes once the last worker has closed it.
+        self._listener.close()
+        for process in self._processes:
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket from which the numbers of the signals that come are read."""
+    told, tells = socket.socketpair()
+    with told, tells:
+        tells.setblocking(False)
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.set_wakeup_fd(tells.fileno())
+        try:
+            yield told
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)

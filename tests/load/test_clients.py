@@ -36,7 +36,7 @@ async def test_clients_that_send_slowly_take_no_places(tenant: Tenant) -> None:
 
 class _Few(PunctualProtocol):
     most = 3
-    reading_seconds = 0.2
+    take_seconds = 0.2
     _waiting: ClassVar[dict[PunctualProtocol, None]] = {}
 
 

@@ -1,0 +1,111 @@
+"""SIGTERM: what was accepted is answered and logged, others are told to go elsewhere, and the end is soon."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from tests.load.driver import tool_request
+from tests.processes import Serving, serving
+from tests.serving.conftest import Tenant
+from tests.serving.raw import connected
+
+# A row of the caller's progress, held by somebody else: the call waits, for less than the service's lock timeout.
+_HOLD = "select from walkthrough_progress for update"
+_HELD_UP = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+
+
+@asynccontextmanager
+async def _held(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    holder = await asyncpg.connect(owner_url)
+    await holder.execute("begin")
+    await holder.execute(_HOLD)
+    try:
+        yield holder
+    finally:
+        await holder.close()
+
+
+async def _until_held_up(owner: asyncpg.Connection) -> None:
+    async with asyncio.timeout(2):
+        while not await owner.fetchval(_HELD_UP):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
+            await asyncio.sleep(0)
+
+
+async def _ended(service: Serving) -> int:
+    return await asyncio.to_thread(service.process.wait, 20)
+
+
+@pytest.mark.promise("stopping")
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_process_ends(
+    tenant: Tenant, owner: asyncpg.Connection, owner_url: str, workers: str
+) -> None:
+    await tenant.publish("one", "two")
+    token = await tenant.token()
+    begin = tool_request(tenant.host, token, "modern", "select_walkthrough", walkthrough="tour")
+    with serving("serve", "--workers", workers, "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
+        async with connected(service) as calling, connected(service) as resting:
+            await resting.send(begin)
+            handle = (await resting.reply()).json["result"]["structuredContent"]["step"]["handle"]
+            async with _held(owner_url, owner) as holder:
+                await calling.send(
+                    tool_request(tenant.host, token, "legacy", "next_walkthrough_step", completed_step=handle)
+                )
+                await _until_held_up(owner)
+                service.process.send_signal(signal.SIGTERM)
+                # It still answers, also whoever comes new, and sends everybody away.
+                told = ""
+                async with asyncio.timeout(2):
+                    while told != "close":
+                        async with connected(service) as new:
+                            await new.send(tool_request(tenant.host, token, "modern", "get_walkthrough_status"))
+                            told = (await new.reply()).headers.get("connection", "")
+                await holder.execute("rollback")
+                answer = await calling.reply()
+        assert answer.json["result"]["structuredContent"]["status"] == "advanced"
+        assert answer.headers["connection"] == "close"
+        assert await _ended(service) == 0
+    assert "Traceback" not in service.output
+    assert await owner.fetchval("select count(*) from tool_calls where outcome = 'advanced'") == 1
+
+
+@pytest.mark.promise("stopping")
+async def test_a_second_signal_ends_it_at_once(tenant: Tenant, owner: asyncpg.Connection, owner_url: str) -> None:
+    await tenant.publish("one", "two")
+    begin = tool_request(tenant.host, await tenant.token(), "modern", "select_walkthrough", walkthrough="tour")
+    with serving("serve", "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
+        async with connected(service) as calling:
+            await calling.send(begin)
+            await calling.reply()
+            async with _held(owner_url, owner):
+                await calling.send(begin)
+                await _until_held_up(owner)
+                service.process.send_signal(signal.SIGTERM)
+                service.process.send_signal(signal.SIGINT)
+                assert await _ended(service) == 1
+                assert await calling.rest() == b""
+
+
+@pytest.mark.promise("stopping")
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_is_stuck_ends_with_the_grace_period(tenant: Tenant, owner_url: str, workers: str) -> None:
+    """A worker that does nothing at all any more, and a request that holds up its whole process."""
+    with serving(
+        "serve", "--workers", workers, "--port", "0", module="tests.load.stuck_server", CAIRN_DATABASE_URL=owner_url
+    ) as service:
+        async with connected(service) as calling:
+            await calling.send(tool_request(tenant.host, None, "modern", "list_walkthroughs"))
+            async with asyncio.timeout(20):
+                while "stuck" not in service.output:  # noqa: ASYNC110  # its output is read by a thread
+                    await asyncio.sleep(0.01)
+            began = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            assert await _ended(service) == 1
+            assert time.monotonic() - began < 10
