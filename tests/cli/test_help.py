@@ -27,6 +27,8 @@ HEAVY = (
     "mcp",
     "msgspec",
     "nh3",
+    "opentelemetry",
+    "prometheus_client",
     "sqlalchemy",
     "structlog",
     "uvicorn",
