@@ -7,6 +7,7 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 
 import msgspec
@@ -56,7 +57,9 @@ class PostgresCallLog:
 
     def __init__(self, database: Database, *, places: int = _MAX_PLACES) -> None:
         self._database = database
-        self._free = places
+        self._places = self._free = places
+        self.rows_written = self.batches_written = self.rows_failed = 0
+        """Since the start."""
         # By organisation, for those that are written apart; None is the common queue, and its writer.
         self._waiting: dict[OrganizationId | None, deque[_Row]] = {}
         self._writers: dict[OrganizationId | None, asyncio.Task[None]] = {}
@@ -87,6 +90,11 @@ class PostgresCallLog:
             if not is_handed_over:
                 self._free += 1
 
+    @property
+    def waiting(self) -> int:
+        """The calls that have a place and are not recorded yet."""
+        return self._places - self._free
+
     async def drain(self) -> None:
         while self._writers:
             await asyncio.wait(self._writers.values())
@@ -94,7 +102,8 @@ class PostgresCallLog:
     def _hand_over(self, queue: OrganizationId | None, row: _Row) -> None:
         self._waiting.setdefault(queue, deque()).append(row)
         if queue not in self._writers:
-            self._writers[queue] = asyncio.create_task(self._write(queue))
+            # It writes what others hand in as well: it is no part of the request that happens to begin it.
+            self._writers[queue] = asyncio.create_task(self._write(queue), context=Context())
 
     async def _write(self, queue: OrganizationId | None) -> None:
         """Writes until nothing waits in this queue any more."""
@@ -146,11 +155,16 @@ class PostgresCallLog:
         arrays = [b"[" + b",".join(by_organization[each]) + b"]" for each in organizations]
         async with self._database.hot() as connection:
             await connection.execute(_RECORD, organizations, [array.decode() for array in arrays])
+        self.batches_written += 1
 
     def _settle(self, rows: Sequence[_Row], failure: BaseException | None = None) -> None:
         """Frees their places and tells their callers."""
         for row in rows:
             self._free += 1
+            if failure is None:
+                self.rows_written += 1
+            else:
+                self.rows_failed += 1
             if row.stored.done():
                 continue
             if failure is None:

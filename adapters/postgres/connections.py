@@ -10,17 +10,18 @@ statements are functions of the database (migration 0007) that name it themselve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from domain.errors import OperatorError, TemporarilyUnavailable
 from domain.tenancy import OrganizationId
@@ -29,6 +30,7 @@ from domain.tenancy import OrganizationId
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
+_LOOK_SECONDS = 0.8  # whoever asks whether all is well is told within a second
 # Every page of a sign-in and every token goes by these, each for some milliseconds.
 _ENGINE_POOL_SIZE = 4
 
@@ -130,13 +132,22 @@ class Database:
         # 4 to 8 connections a core, over all processes: more of them are slower, not faster.
         self._access = access
         self._pool_size = pool_size
+        self.on_statement: Callable[[Any], None] | None = None
+        """Is told of each statement of a tool call once it has ended, in the context of whoever made it: an
+        `asyncpg.connection.LoggedQuery`. To be set before the pools are opened."""
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._engine: AsyncEngine | None = None
 
     async def __aenter__(self) -> Database:
         arguments = self._access.connect_arguments()
         # No connection is made here: a service starts, and answers, while its database is away.
-        self._pool = await asyncpg.create_pool(min_size=0, max_size=self._pool_size, reset=_keep_session, **arguments)
+        self._pool = await asyncpg.create_pool(
+            min_size=0,
+            max_size=self._pool_size,
+            reset=_keep_session,
+            init=self._listen,
+            **arguments,
+        )
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=lambda **_: asyncpg.connect(**arguments),
@@ -162,6 +173,30 @@ class Database:
                     await self._pool.close()
             except TimeoutError:
                 self._pool.terminate()
+
+    def connections(self) -> Mapping[str, tuple[int, int]]:
+        """Of each pool, how many connections are in use, and how many are free."""
+        assert self._pool is not None, "the database has not been opened"  # noqa: S101
+        assert self._engine is not None  # noqa: S101
+        free, rest = self._pool.get_idle_size(), self._engine.pool
+        assert isinstance(rest, QueuePool)  # noqa: S101  # as it is where nothing else is asked for
+        return {"calls": (self._pool.get_size() - free, free), "rest": (rest.checkedout(), rest.checkedin())}
+
+    async def trouble(self, can_serve: Callable[[str], bool]) -> Literal["database", "pool", "schema"] | None:
+        """What keeps a tool call from being answered now, within `_LOOK_SECONDS`; None: nothing does.
+
+        `can_serve` tells of a revision of the schema whether this release can work on it.
+        """
+        assert self._pool is not None, "the database has not been opened"  # noqa: S101
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS), unavailable_when_away(), self._pool.acquire() as connection:
+                revision = await connection.fetchval("select version_num from alembic_version")
+        except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+            return "schema"
+        except (TemporarilyUnavailable, TimeoutError, asyncpg.PostgresError):  # the last: it lets nobody in any more
+            in_use, _ = self.connections()["calls"]
+            return "pool" if in_use >= self._pool_size else "database"
+        return None if revision is not None and can_serve(revision) else "schema"
 
     @asynccontextmanager
     async def hot(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
@@ -202,6 +237,10 @@ class Database:
                 await act_for(connection, organization_id)
             too_long.reschedule(None)
             yield connection
+
+    async def _listen(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        if self.on_statement is not None:
+            connection.add_query_logger(self.on_statement)
 
 
 async def act_for(connection: AsyncConnection, organization_id: OrganizationId) -> None:

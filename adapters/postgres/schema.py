@@ -7,8 +7,9 @@ to a later run, which an operator starts when no process of the release before i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -241,6 +242,21 @@ async def check_schema(access: Access) -> bool:
         needed = next(each.revision for each in reversed(missing) if not _is_contracting(each))
         raise WrongSchema(f"the database is at schema {revision}, this release needs {needed}: run 'cairn migrate'")
     return not missing
+
+
+@cache
+def _older() -> Set[str]:
+    """The revisions that this release has left behind."""
+    known = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return {revision for revision in known if not all(map(_is_contracting, _missing(revision)))}
+
+
+def can_go_on(revision: str) -> bool:
+    """Whether a process of this release that serves can go on at this revision of the schema.
+
+    It can at a newer release's, which is migrated to while the old one still serves; only to start there is refused.
+    """
+    return revision not in _older()
 
 
 def _newer() -> WrongSchema:
