@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 from application.limits import Limit, network_of
 from application.ports import (
@@ -38,6 +39,18 @@ from domain.tenancy import UserId, email_address, hash_of
 
 # What mail programs make links of. A client names itself, and anybody can be a client.
 _MAKES_LINKS = re.compile(r"[./:@\\]+")
+
+
+class SignInOutcome(StrEnum):
+    """What may come of what somebody does on a page: to be counted, by nothing else than this."""
+
+    CODE_SENT = "code_sent"
+    CODE_NOT_SENT = "code_not_sent"
+    CODE_WRONG = "code_wrong"
+    PROVIDER_FAILED = "provider_failed"
+    DENIED = "denied"
+    SIGNED_IN = "signed_in"
+    KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,7 @@ class SignIn:
         limits: RateLimiter,
         ids: Ids,
         clock: Clock,
+        count: Callable[[SignInOutcome], None] = lambda outcome: None,
     ) -> None:
         self._sign_ins = sign_ins
         self._people = people
@@ -112,6 +126,7 @@ class SignIn:
         self._limits = limits
         self._ids = ids
         self._clock = clock
+        self._count = count
 
     async def begin_keeping(self, site: Site, visitor: UserId, id: str, browser: str, address: str) -> None:
         """Begins a sign-in for a visitor who keeps their progress; `id` and `browser` as in `Page`.
@@ -171,7 +186,9 @@ class SignIn:
         state = await self._change(page, lambda state: state.send(to, code_hash, now))
         if state.code is None or state.code.code_hash != code_hash or state.email is None:
             return
-        if not await self._mailer.send(state.email, *_message(page.site.server.name, state.client, code)):
+        is_sent = await self._mailer.send(state.email, *_message(page.site.server.name, state.client, code))
+        self._count(SignInOutcome.CODE_SENT if is_sent else SignInOutcome.CODE_NOT_SENT)
+        if not is_sent:
             await self._change(page, lambda state: state.unsent(code_hash))
 
     async def choose_again(self, page: Page) -> None:
@@ -188,7 +205,9 @@ class SignIn:
         await self._limits.hit(Limit.TRIES_PER_NETWORK, network_of(address))
         # As people copy them: with spaces around, or in the middle.
         code_hash, now = page.hash_of_code("".join(code.split())), self._clock.now()
-        await self._change(page, lambda state: state.try_code(code_hash, now))
+        state = await self._change(page, lambda state: state.try_code(code_hash, now))
+        if state.stage is Stage.CODE_SENT:
+            self._count(SignInOutcome.CODE_WRONG)
         return await self.go_on(page)
 
     async def leave(self, page: Page, address: str) -> str | None:
@@ -213,6 +232,7 @@ class SignIn:
             return await self._identity_provider.begin(provider, page.return_to, parameter, nonce, verifier)
         except SignInFailed as failure:
             problem = failure.problem
+            self._count(SignInOutcome.PROVIDER_FAILED)
             await self._change(page, lambda state: state.failed(away, problem))
             return None
 
@@ -232,6 +252,7 @@ class SignIn:
             proven = await self._identity_provider.complete(provider, page.return_to, parameters, nonce, verifier)
         except SignInFailed as failure:
             problem = failure.problem
+            self._count(SignInOutcome.PROVIDER_FAILED)
             await self._change(page, lambda state: state.failed(away, problem))
             return page, None
         identity = IdentityKey(proven.issuer, proven.subject)
@@ -259,12 +280,14 @@ class SignIn:
         except NotFound as error:
             raise SignInOver from error  # one of the two was erased meanwhile
         await self._change(page, lambda state: state.kept(by_them=by_them))
+        self._count(SignInOutcome.KEPT)
         return None
 
     async def _back(self, page: Page, user: UserId | None) -> str:
         answer = await self._server.finish(page.site, page.key, user, self._clock.now())
         if answer.location is None:
             raise SignInOver
+        self._count(SignInOutcome.DENIED if user is None else SignInOutcome.SIGNED_IN)
         return answer.location
 
     async def _read(self, page: Page) -> SignInUnderWay:
