@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from dependency_injector import containers, providers
@@ -46,10 +47,12 @@ from application.learning import Learning
 from application.limits import rates
 from application.people import PersonalData
 from application.ports import ClientDocuments, Mailer, RateLimiter
-from application.sign_in import SignIn
+from application.sign_in import SignIn, SignInOutcome
 from application.tenancy import Providers, Tenancy
 from application.visitors import Visitors
 from domain.errors import NotFound
+from entrypoints import metrics
+from entrypoints.metrics import CountedLimits
 from entrypoints.settings import Settings
 
 _DATABASE = "cairn"  # on the embedded server
@@ -65,6 +68,7 @@ class Container(containers.DeclarativeContainer):
     database = providers.Dependency(instance_of=Database)
     mailer: providers.Provider[Mailer | None] = providers.Object(None)
     codes: providers.Provider[Mapping[str, str] | None] = providers.Object(None)
+    count_sign_in: providers.Provider[Callable[[SignInOutcome], None]] = providers.Object(lambda outcome: None)
     limits: providers.Provider[RateLimiter] = providers.Singleton(MemoryRateLimits, rates(""))
 
     clock = providers.Singleton(SystemClock)
@@ -115,7 +119,28 @@ class Container(containers.DeclarativeContainer):
         limits,
         ids,
         clock,
+        count_sign_in,
     )
+
+
+def figures(container: Container) -> Callable[[], None]:
+    """What takes the figures that the adapters keep; called from time to time while they are open."""
+    database, calls = container.database(), container.call_log()
+    growing = (
+        metrics.Growth(metrics.call_log_rows, lambda: calls.rows_written),
+        metrics.Growth(metrics.call_log_batches, lambda: calls.batches_written),
+        metrics.Growth(metrics.call_log_failures, lambda: calls.rows_failed),
+    )
+
+    def take() -> None:
+        for pool, (in_use, free) in database.connections().items():
+            metrics.pool_connections.labels(pool, "in_use").set(in_use)
+            metrics.pool_connections.labels(pool, "free").set(free)
+        metrics.call_log_waiting.set(calls.waiting)
+        for each in growing:
+            each.take()
+
+    return take
 
 
 def serving_container(
@@ -145,7 +170,8 @@ def serving_container(
         database=database,
         mailer=providers.Object(mailer),
         codes=providers.Object(codes),
-        limits=providers.Object(limits),
+        limits=providers.Object(CountedLimits(limits)),
+        count_sign_in=providers.Object(lambda outcome: metrics.sign_ins.labels(outcome.value).inc()),
     )
     if settings.client_documents == "off":
         container.client_documents.override(providers.Object(None))
@@ -179,6 +205,10 @@ class Storage:
     def database(self) -> Database:
         """The service's pools on it, not open yet."""
         return Database(self.access)
+
+    def trouble_of(self, database: Database) -> Callable[[], Awaitable[str | None]]:
+        """What tells, in a word, why no tool call can be answered on these pools now. See `Database.trouble`."""
+        return partial(database.trouble, schema.can_go_on)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Container]:

@@ -16,6 +16,8 @@ from domain.tenancy import domain_name, slug
 from entrypoints.http.proxies import trusted_networks
 
 # RFC 6454 section 6.2; editors and browser extensions have schemes of their own.
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+_MAX_PORT = 65_535
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*]+")
 
 
@@ -51,6 +53,8 @@ class Settings:
     limits: str | None = None
     """Limits other than the usual, by name: `calls_per_user=1000/60 calls_per_network=off`, a count and the seconds for
     it, with spaces or commas between them."""
+    metrics_address: str | None = None
+    """`127.0.0.1:9464`: where Prometheus reads `/metrics`; whoever can reach that address can. Unset: nobody can."""
     client_documents: str = "on"
     """Whether MCP clients may be known by a document that they publish on the web. `off` where this service has no way
     out to it: a client that has one then registers instead."""
@@ -72,6 +76,8 @@ class Settings:
             _checked("trusted_proxies", trusted_networks, self.trusted_proxies)
         if self.limits is not None:
             _checked("limits", rates, self.limits)
+        if self.metrics_address is not None:
+            _checked("metrics_address", host_and_port, self.metrics_address)
         if self.rate_limit_url is not None:
             _checked("rate_limit_url", _check_redis_url, self.rate_limit_url)
         for url in (self.database_url, self.owner_database_url):
@@ -104,6 +110,18 @@ class Settings:
         """The variables that make these settings again, for a worker process."""
         values = {_variable(field.name): getattr(self, field.name) for field in fields(self)}
         return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two parts of an address to listen on; port 0 is a free one.
+
+    Raises:
+        InvalidValue: for anything else.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[3]) > _MAX_PORT:
+        raise InvalidValue(f"{address[:100]!r} is no address to listen on: write it like 127.0.0.1:9464, or [::1]:9464")
+    return match[1] or match[2], int(match[3])
 
 
 def _check_redis_url(value: str) -> None:

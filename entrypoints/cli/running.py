@@ -10,7 +10,7 @@ from typing import Any
 
 from domain.errors import InvalidValue
 from entrypoints.cli.demo import DEMO, connection_lines, prepare_demo
-from entrypoints.cli.serving import listening, serve_until_stopped
+from entrypoints.cli.serving import listening, metrics_served, serve_until_stopped
 from entrypoints.cli.terminal import MIGRATION_LEFT, say, show
 from entrypoints.container import storage
 from entrypoints.mcp.schema import input_schema, output_schema
@@ -25,7 +25,11 @@ def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
     if settings.database_url is not None:
         raise InvalidValue("cairn dev makes a database of its own: unset CAIRN_DATABASE_URL, or use 'cairn serve'")
     # First, so that a port in use is told before a database is made.
-    with listening("127.0.0.1", port) as listener, storage(settings, say, may_create=True) as held:
+    with (
+        listening("127.0.0.1", port) as listener,
+        metrics_served(settings, workers=1),
+        storage(settings, say, may_create=True) as held,
+    ):
         token = asyncio.run(prepare_demo(held, settings))
         url = f"{listener.address}/mcp"
         lines = connection_lines(url, token)
@@ -41,16 +45,21 @@ def dev(data_dir: Path | None, port: int, as_json: bool) -> None:
 
 def serve(data_dir: Path | None, host: str, port: int, workers: int, as_json: bool) -> None:
     settings = Settings.from_environment(data_dir=data_dir)
-    with listening(host, port) as listener, storage(settings, say) as held:
+    with (
+        listening(host, port) as listener,
+        metrics_served(settings, workers=workers) as figures,
+        storage(settings, say) as held,
+    ):
         if not asyncio.run(held.check()):
             say(MIGRATION_LEFT)
         if settings.smtp_url is None:
             say("Nobody can sign in by an e-mailed code: CAIRN_SMTP_URL is not set.")
         url = f"{listener.address}/mcp"
-        said = f"Cairn serves at {url} (stop it with Ctrl-C)"
-        serve_until_stopped(
-            held, settings, listener, workers=workers, on_ready=lambda: show(as_json, {"url": url}, said)
-        )
+        told, said = {"url": url}, [f"Cairn serves at {url} (stop it with Ctrl-C)"]
+        if figures is not None:
+            told["metrics"] = figures
+            said.append(f"Prometheus reads {figures}")
+        serve_until_stopped(held, settings, listener, workers=workers, on_ready=lambda: show(as_json, told, *said))
 
 
 def tools(as_json: bool) -> None:

@@ -32,12 +32,13 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from domain.errors import OperatorError
+from entrypoints import metrics
 from entrypoints.container import Storage, serving_container
 from entrypoints.http.app import application, create_app
 from entrypoints.http.connections import PunctualProtocol
 from entrypoints.http.load import Load
 from entrypoints.logs import configure_logs
-from entrypoints.settings import Settings
+from entrypoints.settings import Settings, host_and_port
 
 _NOTICE_SECONDS = 2.0
 # For one moment nobody may be connected, though the next one is on the way: a connection that waits to be accepted when
@@ -74,8 +75,28 @@ class Listener:
 
 
 @contextmanager
-def listening(host: str, port: int) -> Iterator[Listener]:
+def metrics_served(settings: Settings, *, workers: int) -> Iterator[str | None]:
+    """Serves the figures where the settings say, and gives the address; None: nowhere. Workers are started within.
+
+    Raises:
+        OperatorError: as `listening`.
+    """
+    if settings.metrics_address is None:
+        yield None
+        return
+    host, port = host_and_port(settings.metrics_address)
+    with (
+        listening(host, port, chosen_by="CAIRN_METRICS_ADDRESS") as listener,
+        metrics.served(listener.socket, workers=workers),
+    ):
+        yield f"{listener.address}/metrics"
+
+
+@contextmanager
+def listening(host: str, port: int, *, chosen_by: str = "--port") -> Iterator[Listener]:
     """Listens from now on; port 0 takes a free one. Whoever connects before anything is served waits.
+
+    `chosen_by` is where the operator chose the port.
 
     Raises:
         OperatorError: when the address cannot be listened on, with what to do.
@@ -88,7 +109,7 @@ def listening(host: str, port: int) -> Iterator[Listener]:
         except OSError as error:
             problem = f"cannot listen on {host} port {port} ({error.strerror}): choose another address or port"
             if error.errno == errno.EADDRINUSE:
-                problem = f"port {port} is in use: stop what listens there, or choose another with --port"
+                problem = f"port {port} is in use: stop what listens there, or choose another with {chosen_by}"
             raise OperatorError(problem) from error
         listener.set_inheritable(True)
         yield Listener(listener, f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")

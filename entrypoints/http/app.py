@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -18,9 +19,10 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from domain.errors import TemporarilyUnavailable, TooManyRequests
-from entrypoints.container import Storage, serving_container, storage
+from entrypoints import metrics
+from entrypoints.container import Storage, figures, serving_container, storage
 from entrypoints.http.gate import Gate
-from entrypoints.http.load import Load
+from entrypoints.http.load import Load, Shed
 from entrypoints.http.message import Refusal
 from entrypoints.http.oauth import oauth_handlers
 from entrypoints.http.pages import asset
@@ -28,9 +30,11 @@ from entrypoints.http.places import Kind, away, place_of, refusal_body, too_many
 from entrypoints.http.proxies import trusted_networks
 from entrypoints.http.server_page import server_page
 from entrypoints.http.sign_in import sign_in_pages
-from entrypoints.logs import configure_logs
+from entrypoints.http.watch import Readiness, Watch
+from entrypoints.logs import configure_logs, log_what_nobody_awaits
 from entrypoints.mcp.server import McpEndpoint
 from entrypoints.settings import Settings
+from entrypoints.traces import Traces, traces_wanted
 
 _PARENT_CHECK_SECONDS = 1.0
 
@@ -71,14 +75,27 @@ def application(
     """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`.
 
     `load` is told what is taken on, and tells when the process is about to end.
-    For development, `show_mail` gets what would be sent by mail.
+    For development, `show_mail` gets what would be sent by mail, and requests leave no line in the log.
     """
+    load = load or Load()
+    traces = Traces() if traces_wanted() else None
     database = storage.database()
+    database.on_statement = traces.statement if traces is not None else None
     container = serving_container(database, settings, show_mail)
     container.check_dependencies()
     endpoint = McpEndpoint(
-        container.learning(), container.call_log(), container.limits(), container.clock(), container.ids()
+        container.learning(), container.call_log(), container.limits(), container.clock(), container.ids(), traces
     )
+    take_figures = figures(container)
+    shed = [
+        metrics.Growth(metrics.sheds.labels(reason.value), partial(load.sheds.__getitem__, reason)) for reason in Shed
+    ]
+
+    def sample() -> None:
+        take_figures()
+        for growth in shed:
+            growth.take()
+        metrics.http_requests_in_flight.set(watch.in_flight)
 
     @asgi("/mcp", copy_scope=True)
     async def mcp(scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,12 +103,18 @@ def application(
 
     @asynccontextmanager
     async def serving(_: Litestar) -> AsyncIterator[None]:
-        async with around(), database, endpoint.running():
-            keeper = asyncio.create_task(storage.keep_running())
+        log_what_nobody_awaits()
+        async with around(), database:
+            keepers = [asyncio.create_task(storage.keep_running()), asyncio.create_task(metrics.sampled(sample))]
             try:
-                yield
+                async with endpoint.running():
+                    yield
             finally:
-                keeper.cancel()
+                for keeper in keepers:
+                    keeper.cancel()
+                await asyncio.wait(keepers)
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     sign_in, visitors = container.sign_in(), container.visitors()
     litestar = Litestar(
@@ -107,7 +130,7 @@ def application(
         openapi_config=None,
         logging_config=None,
     )
-    return Gate(
+    gate = Gate(
         cast(ASGIApp, litestar),
         container.servers(),
         container.identity(),
@@ -119,6 +142,10 @@ def application(
         trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
         load=load,
     )
+    watch = Watch(
+        gate, Readiness(storage.trouble_of(database), lambda: load.is_stopping), traces, logs_requests=show_mail is None
+    )
+    return watch
 
 
 def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -67,9 +67,10 @@ from entrypoints.http import site as sites
 from entrypoints.http.headers import Headers, allow, to_page
 from entrypoints.http.load import Load, Work
 from entrypoints.http.message import Refusal, Request, message_of, text_of
-from entrypoints.http.places import METHODS, Kind, Place, away, place_of, refusal_body, too_many
+from entrypoints.http.places import KIND_NAMES, METHODS, Kind, Place, away, place_of, refusal_body, too_many
 from entrypoints.http.proxies import client_address, forwarded_scheme
 from entrypoints.http.site import Visit
+from entrypoints.logs import note
 from entrypoints.mcp.server import ANSWER_SECONDS, MAX_BODY_BYTES, STATE_KEY, Arrival
 from entrypoints.mcp.tools import TOOLS
 
@@ -131,6 +132,8 @@ class Gate:
         host = _host(headers)
         _take_absolute_form(scope, host)
         place = place_of(scope["path"])
+        if place is not None:
+            note(kind=KIND_NAMES[place.kind], route=place.route)
         is_welcome = self._welcomes(place, headers)
         may_read = is_welcome and (place is None or place.kind is not Kind.PAGE)
         send = to_page(work.send, headers.only(b"origin") if may_read else None)
@@ -205,6 +208,7 @@ class Gate:
             return None
         if server is None:
             raise Refusal(421, "No Cairn server answers at this host name.")
+        note(server=server.slug)
         await self._count(Limit.CALLS_PER_SERVER, server.key.organization_id, server.key.server_id)
         return Site(server, self._origin(scope, headers, host))
 

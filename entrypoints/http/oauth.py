@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from application.authorization import Authorization
 from application.ports import OAuthAnswer, Parameters
 from domain.oauth import AUTH_METHODS, GRANT_TYPES, SCOPES, WALKTHROUGHS
+from entrypoints import metrics
 from entrypoints.http.message import READER, Refusal, text_of
 from entrypoints.http.pages import problem_page
 from entrypoints.http.site import PAGE_HEADERS, body_of, browser_of, form_of, new_secret, query_of, visit
@@ -33,6 +34,7 @@ def oauth_handlers(authorization: Authorization) -> list[HTTPRouteHandler]:
         id = new_secret()
         answer = await authorization.authorize(found.site, query_of(request), id, browser, found.address)
         if answer is None:
+            metrics.sign_ins.labels("begun").inc()
             return _see(f"/sign-in?request={id}", headers)
         if answer.location is not None:
             return _see(answer.location)

@@ -22,6 +22,8 @@ class Kind(Enum):
     PAGE = "a page"
 
 
+KIND_NAMES = {kind: kind.name.lower() for kind in Kind}
+
 # The router overlooks slashes, so `//mcp` is the same place; any other path is refused here, unseen by the router.
 _PATHS = {
     Kind.MCP: re.compile(r"/*mcp/*|/v/(?P<visitor>[A-Za-z0-9_-]{10,50})/mcp/?"),
@@ -34,6 +36,7 @@ _PATHS = {
         r"/|/authorize|/sign-in(/callback)?|/v/[^/]{1,50}(/keep)?|/assets/[a-z0-9.-]{1,50}|/dev/outbox\.json"
     ),
 }
+_PERSONAL = re.compile(r"^/v/[^/]+")
 METHODS = {Kind.MCP: b"POST", Kind.OAUTH: b"GET, POST"}
 
 
@@ -44,13 +47,23 @@ class Place:
     kind: Kind
     visitor: str | None
     """Of a personal address: who it says is calling."""
+    route: str
+    """The path without what differs from one person, or one file, to the next."""
 
 
 def place_of(path: str) -> Place | None:
     for kind, pattern in _PATHS.items():
         if match := pattern.fullmatch(path):
-            return Place(kind, match.groupdict().get("visitor"))
+            return Place(kind, match.groupdict().get("visitor"), _route(kind, path))
     return None
+
+
+def _route(kind: Kind, path: str) -> str:
+    if path.startswith("/v/"):
+        return _PERSONAL.sub("/v/{visitor}", path.removesuffix("/") if kind is Kind.MCP else path)
+    if kind is Kind.MCP:
+        return "/mcp"
+    return "/assets/{name}" if path.startswith("/assets/") else path
 
 
 def too_many(error: TooManyRequests) -> Refusal:

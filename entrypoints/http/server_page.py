@@ -14,6 +14,7 @@ from application.sign_in import SignIn
 from application.visitors import Spent, Visitors
 from domain.oauth import Site
 from domain.tenancy import AuthMode, Caller
+from entrypoints import metrics
 from entrypoints.http.connecting import clients
 from entrypoints.http.message import Refusal
 from entrypoints.http.pages import page, problem_page
@@ -58,6 +59,7 @@ def server_page(learning: Learning, visitors: Visitors, sign_in: SignIn) -> list
         id = new_secret()
         browser, headers = browser_of(request)
         await sign_in.begin_keeping(site, found, id, browser, address)
+        metrics.sign_ins.labels("begun").inc()
         return _see(f"/sign-in?request={id}", headers)
 
     return [show, mint, show_personal, keep]

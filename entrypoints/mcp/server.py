@@ -32,11 +32,14 @@ from application.ports import CallLog, Clock, Ids, RateLimiter, ToolCall
 from domain.errors import RateLimited, TemporarilyUnavailable, ToolError, TooManyRequests
 from domain.tenancy import Caller, CallId
 from domain.tenancy import Server as Tenant
+from entrypoints import metrics
+from entrypoints.logs import note, title_of
 from entrypoints.mcp import prompts, rendering, resources
 from entrypoints.mcp.icons import ICONS
 from entrypoints.mcp.paging import page
 from entrypoints.mcp.schema import input_schema, output_schema
 from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
+from entrypoints.traces import Traces
 
 MAX_BODY_BYTES = 2**20
 # A call is answered within 5 s whatever its database does: 1 s to find the host, and from there on this.
@@ -81,12 +84,21 @@ STATE_KEY = "cairn"
 class McpEndpoint:
     """Serves `/mcp` for all tenants. Enter `running()` once, for as long as it serves."""
 
-    def __init__(self, learning: Learning, calls: CallLog, limits: RateLimiter, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self,
+        learning: Learning,
+        calls: CallLog,
+        limits: RateLimiter,
+        clock: Clock,
+        ids: Ids,
+        traces: Traces | None = None,
+    ) -> None:
         self._learning = learning
         self._calls = calls
         self._limits = limits
         self._clock = clock
         self._ids = ids
+        self._traces = traces
         self._warned_at = -_WARNING_SECONDS
         self._running: set[asyncio.Task[types.CallToolResult]] = set()
         self._at_once: Counter[tuple[str, str | None]] = Counter()  # by person; nobody stands there with none
@@ -115,7 +127,8 @@ class McpEndpoint:
                 "server/discover": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
             },
         )
-        server.middleware.append(_introduce)
+        # In place of the SDK's own tracing: that names spans by what callers write, and keeps what exceptions say.
+        server.middleware = [*([self._trace] if traces is not None else []), _introduce]
         # No security settings: host and origin are checked by the gate, against what the database knows.
         self._manager = StreamableHTTPSessionManager(
             server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES
@@ -136,6 +149,13 @@ class McpEndpoint:
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, past the gate."""
         await self._manager.handle_request(scope, receive, _in_utf8(send))  # type: ignore[arg-type]  # Litestar's types
+
+    async def _trace(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        """SDK middleware: a span around a message."""
+        assert self._traces is not None  # noqa: S101  # or it would not stand there
+        called = _label((ctx.params or {}).get("name")) if ctx.method == "tools/call" else None
+        result: HandlerResult = await self._traces.message(ctx, call_next, called)
+        return result
 
     async def _list_tools(
         self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
@@ -211,7 +231,7 @@ class McpEndpoint:
         except RateLimited as error:
             raise MCPError(code=_UNAVAILABLE, message=rendering.tool_error(error)) from error
         except (TemporarilyUnavailable, TimeoutError) as error:
-            self._warn(repr(error.__cause__ or error))
+            self._warn(title_of(error.__cause__ or error))
             raise MCPError(code=_UNAVAILABLE, message=rendering.tool_error(TemporarilyUnavailable())) from error
         except MCPError:
             raise
@@ -232,19 +252,24 @@ class McpEndpoint:
     ) -> types.CallToolResult:
         """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
         again is told so."""
-        if arrival.caller is None:
-            return self._unavailable("the gate could not ask the database")
+        began, label = time.perf_counter(), _label(params.name)
         try:
+            if arrival.caller is None:
+                return self._unavailable("the gate could not ask the database", label)
             with self._counted(arrival.caller):
                 async with asyncio.timeout_at(arrival.answer_by):
                     return await self._run_and_record(arrival.caller, arrival, context, params)
         except TemporarilyUnavailable as error:
-            return self._unavailable(repr(error.__cause__) if error.__cause__ else "others were faster, time and again")
+            cause = title_of(error.__cause__) if error.__cause__ else "others were faster, time and again"
+            return self._unavailable(cause, label)
         except TimeoutError:
-            return self._unavailable("no answer in time")
+            return self._unavailable("no answer in time", label)
+        finally:
+            metrics.tool_call_seconds.labels(label).observe(time.perf_counter() - began)
 
-    def _unavailable(self, cause: str) -> types.CallToolResult:
+    def _unavailable(self, cause: str, label: str) -> types.CallToolResult:
         self._warn(cause)
+        _count_outcome(label, TemporarilyUnavailable.code)
         return _refused(TemporarilyUnavailable())
 
     def _warn(self, cause: str) -> None:
@@ -288,12 +313,13 @@ class McpEndpoint:
                     version=answer.version if answer else None,
                     step_id=answer.step_id if answer else None,
                     outcome=answer.outcome if answer else "error",
-                    error_code=_error_code(failure) if failure else None,
+                    error_code=_error_code(failure) if answer is None else None,
                     duration_us=(time.perf_counter_ns() - began) // 1_000,
                     input=_loggable_input(params.arguments or {}),
                     created_at=self._clock.now(),
                 )
             )
+        _count_outcome(_label(params.name), answer.outcome if answer else _error_code(failure))
         if answer is None:
             return _failed(failure, params.name)
         return types.CallToolResult(
@@ -332,7 +358,17 @@ class McpEndpoint:
             raise RateLimited(1)
 
 
-def _error_code(failure: Exception) -> str:
+def _label(tool: Any) -> str:
+    """A tool for a figure: one of ours, as there is no bound to what callers write."""
+    return tool if isinstance(tool, str) and tool in TOOLS else "other"
+
+
+def _count_outcome(label: str, outcome: str) -> None:
+    metrics.tool_calls.labels(label, outcome).inc()
+    note(tool=label, outcome=outcome)
+
+
+def _error_code(failure: Exception | None) -> str:
     """What the call log calls a failure: a tool error by its own code."""
     match failure:
         case ToolError():
@@ -349,7 +385,7 @@ def _failed(failure: Exception | None, tool: str) -> types.CallToolResult:
         return _refused(failure)
     if isinstance(failure, MCPError):
         raise failure
-    _log.error("tool call failed", tool=tool, exc_info=failure)
+    _log.error("tool call failed", tool=_label(tool), exc_info=failure)
     raise MCPError(code=types.INTERNAL_ERROR, message="Internal error")
 
 

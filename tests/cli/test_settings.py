@@ -35,6 +35,7 @@ def test_every_setting_is_taken_from_its_variable_and_handed_to_a_worker_as_it_i
         "CAIRN_MAIL_FROM": "guides@example.com",
         "CAIRN_RATE_LIMIT_URL": "redis://redis.example.com/0",
         "CAIRN_LIMITS": "calls_per_user=1000/60 calls_per_network=off",
+        "CAIRN_METRICS_ADDRESS": "127.0.0.1:9464",
         "CAIRN_CLIENT_DOCUMENTS": "off",
     }
     assert sorted(given) == sorted(VARIABLES)
