@@ -55,6 +55,9 @@ _AWAY = (
     asyncpg.InternalClientError,  # asyncpg says so when a connection dies in mid-protocol
     asyncpg.OperatorInterventionError,  # class 57: shut down, starting up, statement cancelled
     asyncpg.InsufficientResourcesError,  # class 53: out of connections, disk or memory
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
+    asyncpg.InvalidAuthorizationSpecificationError,  # nor does it take ours: class 28
+    asyncpg.InvalidCatalogNameError,  # it is renamed, or being restored
     asyncpg.LockNotAvailableError,
     asyncpg.TransactionRollbackError,  # class 40: deadlock, serialization
     asyncpg.ReadOnlySQLTransactionError,  # a standby, or a server that its operator has set read-only
