@@ -31,6 +31,8 @@ _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
 _LOOK_SECONDS = 0.8  # whoever asks whether all is well is told within a second
+# For a statement that was given up to be cancelled; its connection is thrown away then.
+_RELEASE_TIMEOUT_SECONDS = 0.2
 # Every page of a sign-in and every token goes by these, each for some milliseconds.
 _ENGINE_POOL_SIZE = 4
 
@@ -209,8 +211,13 @@ class Database:
             TemporarilyUnavailable: when none can be had, or the statement cannot be answered, in time.
         """
         assert self._pool is not None, "the database has not been opened"  # noqa: S101
-        async with unavailable_when_away(), self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
-            yield connection
+        async with unavailable_when_away():
+            connection = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS)
+            try:
+                yield connection
+            finally:
+                # By itself, asyncpg would wait for the cancellation as long as for the connection.
+                await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_SECONDS)
 
     @asynccontextmanager
     async def hot_transaction(
