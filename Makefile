@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check audit simulate storm fuzz mutations clean
+.PHONY: run install test check audit simulate storm fuzz torture mutations clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -43,6 +43,11 @@ storm: .venv/installed-dev
 fuzz: .venv/installed-dev
 	CAIRN_FUZZ_EXAMPLES=$(or $(N),$(if $(SECONDS),,10000)) CAIRN_FUZZ_SECONDS=$(SECONDS) CAIRN_FUZZ_SEED=$(SEED) \
 	  $(BIN)/python -m pytest tests/fuzz -s --timeout 0
+
+# Each fault under 32 clients, and a table of what became of it. SEED makes a run again; ONLY takes the rows whose names
+# begin so.
+torture: .venv/installed-dev
+	CAIRN_TORTURE_SEED=$(SEED) $(BIN)/python -m tests.torture.run "$(ONLY)"
 
 # The recorded breaks, each made in a copy: the tests must see all of them. ONLY takes those whose names begin so.
 mutations: .venv/installed-dev

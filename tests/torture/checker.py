@@ -489,18 +489,20 @@ def _completed_by(tables: _Tables, key: Key, row: Row) -> set[str]:
 
 
 def _answered(tables: _Tables) -> Iterator[Violation]:
-    """Each call that was answered with a move has its event, and no two calls have one.
+    """Each call that was answered with a move has its event, and no two calls have one. Who resumes stood there.
 
     Not the other way round: where the log could not be written the call was answered `temporarily_unavailable`, and
     the same call again `repeated`.
     """
     claims: dict[tuple[Key, Key], list[Row]] = defaultdict(list)
-    stuck: list[tuple[Row, Key, Key]] = []
+    repeatable: list[tuple[Row, Key, Key]] = []
     for call in tables.calls:
         key = _held_by(tables, call)
         match call["tool_name"], call["outcome"]:
-            case "select_walkthrough", ("started" | "resumed" | "restarted") as kind:
+            case "select_walkthrough", ("started" | "restarted") as kind:
                 claims[key, (kind, call["version"], call["step_id"])].append(call)
+            case "select_walkthrough", "resumed":  # where somebody else was faster, that is recorded and not this
+                repeatable.append((call, key, ("stood", call["version"], call["step_id"])))
             case "select_walkthrough", "moved_to_latest":
                 claims[key, ("moved", call["version"], call["step_id"])].append(call)
             case "next_walkthrough_step", "advanced":
@@ -512,7 +514,7 @@ def _answered(tables: _Tables) -> Iterator[Violation]:
                 moved = ("moved", call["version"], call["step_id"])
                 claims[key, advanced if is_by_step else moved].append(call)
             case "next_walkthrough_step", "stuck":
-                stuck.append((call, key, ("stuck", *_handle_of(tables, call))))
+                repeatable.append((call, key, ("stuck", *_handle_of(tables, call))))
     for (key, deed), calls in claims.items():
         happened = tables.deeds[key][deed]
         if not happened:
@@ -520,7 +522,7 @@ def _answered(tables: _Tables) -> Iterator[Violation]:
         elif len(calls) > happened:
             ids = ", ".join(call["id"] for call in calls)
             yield Violation("calls.doubled", f"{_at(key)}: {ids} were told {_at(deed)}, which happened {happened}×")
-    for call, key, deed in stuck:
+    for call, key, deed in repeatable:
         if not tables.deeds[key][deed]:
             yield Violation("calls.no-event", f"{_at(key)}: {call['id']} was told {_at(deed)}")
 
@@ -536,6 +538,7 @@ def _deeds(tables: _Tables, key: Key, events: Sequence[Row]) -> Counter[Key]:
     deeds: Counter[Key] = Counter()
     for event in events:
         end = event["version"], event["to_step_id"]
+        deeds["stood", *end] += 1
         match event["kind"]:
             case "advanced":
                 source = tables.step_key(key[0], key[3], event["from_step_id"])

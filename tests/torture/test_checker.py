@@ -225,6 +225,8 @@ _SEEDS = [
     ("calls.no-event", "was told started", "update tool_calls c set version = 2,"
         " step_id = pg_temp.step(tour, 'two', 2) from names where c.mcp_server_user_id = ada"
         " and c.walkthrough_id = tour and c.outcome = 'started'"),
+    ("calls.no-event", "was told stood", "update tool_calls c set step_id = pg_temp.step(united, 'two', 1)"
+        " from names where c.mcp_server_user_id = ada and c.walkthrough_id = united and c.outcome = 'resumed'"),
     ("calls.doubled", "1×", "insert into tool_calls select (jsonb_populate_record(c, '{\"id\": \"call_again\"}')).*"
         " from tool_calls c, names where c.mcp_server_user_id = grace and c.outcome = 'advanced'"),
     ("calls.doubled", "1×", "insert into tool_calls select (jsonb_populate_record(c, '{\"id\": \"call_again\"}')).*"
