@@ -88,24 +88,3 @@ async def test_a_service_killed_in_mid_call_loses_and_doubles_nothing(
         tenant.server.key.organization_id,
     )
     assert answered >= len(path) + 1
-
-
-@pytest.mark.promise("resume.after-restart")
-async def test_a_service_killed_between_any_two_calls_goes_on_where_the_person_was(
-    tenant: Tenant, owner_url: str, era: str
-) -> None:
-    await tenant.publish(*_STEPS)
-    token = await tenant.token()
-    handle: str | None = None
-    seen = []
-    for _ in range(len(_STEPS) + 1):
-        with serving("serve", "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
-            async with learner(service.url, token, host=tenant.host, era=era) as me:
-                if handle is None:
-                    told = await me.call("select_walkthrough", walkthrough="tour")
-                else:
-                    told = await me.call("next_walkthrough_step", completed_step=handle)
-            service.kill()
-        seen.append((told["status"], told["step"]["key"] if told["step"] else None))
-        handle = told["step"]["handle"] if told["step"] else None
-    assert seen == [("started", "one"), ("advanced", "two"), ("advanced", "three"), ("completed", None)]

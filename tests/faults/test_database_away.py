@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import time
@@ -20,7 +19,7 @@ from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.postgres.connections import Access, Database
 from adapters.postgres.schema import migrate
 from tests.processes import Learner, Serving, serving
-from tests.serving.conftest import Tenant, call, make_tenant
+from tests.serving.conftest import Tenant, make_tenant
 
 _PROMISED_SECONDS = 5.0
 _RECOVERY_SECONDS = 10.0
@@ -191,56 +190,6 @@ async def _killed(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
         yield
     finally:
         assert await asyncio.to_thread(postgres.ensure_running)
-
-
-@pytest.mark.promise("calls.logged", "unavailable")
-@pytest.mark.parametrize("away", [_killed, _paused])
-async def test_what_is_answered_while_the_database_goes_and_comes_back_is_in_the_log_once(
-    tenant: Tenant, postgres: EmbeddedPostgres, away: Callable[[EmbeddedPostgres], AbstractAsyncContextManager[None]]
-) -> None:
-    callers = 24
-    numbers = itertools.count(1)
-    answered: list[int] = []
-    refused: list[int] = []
-    slowest = 0.0
-    has_ended = False
-
-    async def keep_calling() -> None:
-        nonlocal slowest
-        headers = {"host": tenant.host, "accept": "application/json", "mcp-protocol-version": "2025-11-25"}
-        async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
-            while not has_ended:
-                number = next(numbers)
-                began = time.monotonic()
-                answer = await http.post(tenant.service.url, json=call("list_walkthroughs", number=number))
-                slowest = max(slowest, time.monotonic() - began)
-                is_answered = answer.status_code == 200 and not answer.json()["result"]["isError"]
-                (answered if is_answered else refused).append(number)
-
-    async def until_more(told: list[int], more: int) -> None:
-        wanted = len(told) + more
-        async with asyncio.timeout(_RECOVERY_SECONDS):
-            while len(told) < wanted:  # noqa: ASYNC110  # nothing tells of it
-                await asyncio.sleep(0)
-
-    async with asyncio.TaskGroup() as calling:
-        for _ in range(callers):
-            calling.create_task(keep_calling())
-        await until_more(answered, 10 * callers)
-        async with away(postgres):
-            await until_more(refused, callers)
-        await until_more(answered, 10 * callers)
-        has_ended = True
-    assert slowest < _PROMISED_SECONDS
-    connection = await asyncpg.connect(postgres.dsn())
-    rows = await connection.fetch(
-        "select (input->>'number')::integer from tool_calls where organization_id = $1",
-        tenant.server.key.organization_id,
-    )
-    await connection.close()
-    logged = [number for (number,) in rows]
-    assert len(logged) == len(set(logged))
-    assert set(answered) <= set(logged)
 
 
 async def _asked(tenant: Tenant, method: str, path: str, **form: str) -> tuple[httpx2.Response, float]:
