@@ -21,6 +21,7 @@ from domain.tenancy import Caller, StepId
 from domain.walkthrough import PublishPolicy, Step, StepText, VersionKey
 from tests.faults.test_races import held_back
 from tests.storage.conftest import until_waited_for
+from tests.torture.checker import violations
 from tests.worlds import World, manuscript, on_postgres
 
 ADA, BOB = "ada@example.com", "bob@example.com"
@@ -232,7 +233,9 @@ async def test_nobody_who_learns_waits_for_an_author(world: World, owner: asyncp
 
 
 @pytest.mark.promise("race.publish")
-async def test_fifty_publishes_of_all_policies_while_32_people_learn_lose_nobody_a_step(world: World) -> None:
+async def test_fifty_publishes_of_all_policies_while_32_people_learn_lose_nobody_a_step(
+    world: World, owner: asyncpg.Connection
+) -> None:
     """No sleeping: each publish comes when sixty more steps have been completed since the last.
 
     `make storm` goes on for longer, with more of them.
@@ -288,6 +291,7 @@ async def test_fifty_publishes_of_all_policies_while_32_people_learn_lose_nobody
     for caller in callers:
         assert caller is not None
         await _replays(world, caller)
+    assert await violations(owner) == []
     by_policy = Counter(entry.policy.value for entry in ledger[2:] if entry.policy)
     print(
         f"{advanced:,} steps taken by {len(callers)} people during {published} publishes ({dict(by_policy)}): none lost"

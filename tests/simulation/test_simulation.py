@@ -39,6 +39,7 @@ from tests.simulation.simulator import (
     open_stage,
     simulate_all,
 )
+from tests.torture.checker import violations
 
 _NEXT, _SELECT = "next_walkthrough_step", "select_walkthrough"
 # What a thousand runs cannot fail to meet, unless the simulator has gone to sleep.
@@ -566,6 +567,7 @@ async def test_a_thousand_seeded_runs_of_misbehaving_assistants_leave_a_record_t
     async with open_stage(tenant) as stage:
         runs, failures = await simulate_all(stage, seeds)
         record = await _read(owner, stage)
+        assert await violations(owner) == []
     for run in runs:
         try:
             _judge(stage, record, run)
