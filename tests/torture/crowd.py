@@ -21,7 +21,9 @@ NOTE = "note-of-somebodys-own"
 """What every note begins with: it is to be in no log."""
 ANSWER_SECONDS = 5.0
 _HANG_SECONDS = 15.0  # by then it is one, and the client gives up
-_PAUSE_SECONDS = 0.02  # between two tries: a client's patience is not what is tested
+# Between two tries. More patience would hide how long recovery takes; with less, those who wait take the time of the
+# processor that what they wait for needs.
+_PAUSE_SECONDS = 0.05
 UNANSWERED = ("temporarily_unavailable", "503")
 """Besides no answer at all: with these the call may have been done, and is in no log."""
 

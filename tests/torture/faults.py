@@ -146,11 +146,12 @@ async def worker_killed(stage: Stage) -> AsyncIterator[None]:
     await stage.crowd.until(is_replaced, "another worker is started", seconds=_LIFT_SECONDS)
     (new,) = set(_workers(stage.service.pid)) - set(before)
     assert _started(victim) != before[victim]
-    stage.proof.append(f"worker {victim} gone, {new} started {_ticks_later(new, before[victim])} s later")
+    stage.proof.append(f"worker {victim} gone, in its place {new}, {_younger(new, before[victim])} s younger")
     yield
 
 
-def _ticks_later(pid: int, before: int | None) -> float:
+def _younger(pid: int, before: int | None) -> float:
+    """By how many seconds a process was started after another."""
     return round(((_started(pid) or 0) - (before or 0)) / os.sysconf("SC_CLK_TCK"), 1)
 
 
@@ -193,7 +194,7 @@ async def _postgres_ended(stage: Stage, how: signal.Signals) -> AsyncIterator[No
     new = stage.postgres.pid
     assert new is not None
     assert new != victim
-    stage.proof.append(f"pid {victim} ended by {how.name}, {new} started {_ticks_later(new, began)} s later")
+    stage.proof.append(f"pid {victim} ended by {how.name}, in its place {new}, {_younger(new, began)} s younger")
 
 
 @asynccontextmanager

@@ -304,6 +304,8 @@ async def _judge(template: Template, stage: Stage, report: Report) -> None:
     problems += [f"an event of no call: {each}" for each in happened if each not in asked]
     strangers = logged.keys() - {call.tag for call in stage.calls}
     problems += [f"a log row of no call: {tag}" for tag in strangers]
+    halves = [tag for tag, is_whole in stage.crowd.vanished.items() if not is_whole]
+    problems += [f"a log row of half a call: {tag}" for tag in halves if logged[tag]]
     problems += [str(violation) for violation in wrong]
     if report.lost or report.doubled or report.found != report.acknowledged:
         problems.append(f"{report.lost} lost, {report.doubled} doubled")
@@ -337,22 +339,29 @@ def _tells_too_much(template: Template, services: Iterable[Serving]) -> Iterator
 async def _run(only: str, seed: int) -> int:
     print(f"seed {seed}: CAIRN_TORTURE_SEED={seed} makes this run again\n\n{HEADING}", flush=True)
     failed = 0
+    rows = [row for row in ROWS if row.name.startswith(only)]
+    if not rows:
+        print(f"no row's name begins with {only!r}")
+        return 2
     with tempfile.TemporaryDirectory(prefix="cairn-torture-") as scratch:
         template = await make_template(Path(scratch) / "template")
-        for number, row in enumerate(each for each in ROWS if each.name.startswith(only)):
+        for number, row in enumerate(rows):
             folder = Path(scratch) / f"row-{number}"
             folder.mkdir()
+            problems: list[str] = []
             try:
                 async with staged([row], template, folder, seed=seed) as stage:
                     report = await torture(row, template, stage, seed=seed, is_long=True)
+                    print(report.line(), flush=True)
+                    problems = report.problems
             except CannotHappen as reason:
                 print(f"{row.name:<28} left out: {reason}", flush=True)
-                failed += bool(os.environ.get("CAIRN_TEST_NO_SKIPS"))
-                continue
-            print(report.line(), flush=True)
-            for problem in report.problems:
+                problems = [str(reason)] if os.environ.get("CAIRN_TEST_NO_SKIPS") else []
+            except AssertionError as failure:
+                problems = [*problems, str(failure)]
+            for problem in problems:
                 print(f"    {problem}", flush=True)
-            failed += bool(report.problems)
+            failed += bool(problems)
     print(f"\n{failed} rows do not hold" if failed else "\nall hold")
     return int(failed > 0)
 
