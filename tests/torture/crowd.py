@@ -69,8 +69,7 @@ class Crowd:
     """All clients at one service, and their record."""
 
     people: Sequence[Person]
-    address: Callable[[], tuple[str, int]]
-    """Where the service listens at the moment."""
+    address: tuple[str, int]
     seed: int
     name: str = "crowd"
     """What its calls' tags begin with: it tells them from those of crowds before it."""
@@ -177,7 +176,6 @@ class _Client:
                 *(self.person, tool, arguments.get("completed_step"), time.monotonic(), number),
             )
             self.crowd.calls.append(call)
-            self.crowd.in_flight.add(call.tag)
             try:
                 async with asyncio.timeout(_HANG_SECONDS):
                     await self._send(call, arguments)
@@ -208,11 +206,12 @@ class _Client:
 
     async def _send(self, call: Call, arguments: dict[str, Any]) -> None:
         if self.streams is None:
-            self.streams = await asyncio.open_connection(*self.crowd.address())
+            self.streams = await asyncio.open_connection(*self.crowd.address)
             self.streams[1].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reader, writer = self.streams
         content = request(self.person, call.tool, arguments, call.tag)
         call.sent = time.monotonic()
+        self.crowd.in_flight.add(call.tag)
         if self.random.random() < self.crowd.vanishing:
             is_whole = self.random.random() < 0.5
             writer.write(content if is_whole else content[: self.random.randrange(1, len(content))])

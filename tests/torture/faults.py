@@ -41,8 +41,10 @@ class Stage:
     start_service: Callable[[], Serving]
     service: Serving
     proxy: Proxy | None
-    random: random.Random
-    crowd: Crowd
+    address: tuple[str, int]
+    """Where the service listens."""
+    random: random.Random = field(init=False)
+    crowd: Crowd = field(init=False)
     hold_seconds: float = 0.0
     began: float = 0.0
     in_flight: int = 0
@@ -417,7 +419,7 @@ async def clients_crawl(stage: Stage) -> AsyncIterator[None]:
     ended: list[bytes] = []
 
     async def crawl(number: int) -> None:
-        reader, writer = await asyncio.open_connection(*stage.crowd.address())
+        reader, writer = await asyncio.open_connection(*stage.address)
         person = stage.crowd.people[number]
         content = request(
             person, "next_walkthrough_step", {"completed_step": "x", "note": NOTE}, f"{stage.crowd.name}.slow.{number}"

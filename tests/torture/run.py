@@ -154,7 +154,7 @@ async def _settle(database: Database) -> tuple[list[Person], dict[str, str], lis
 
 
 @asynccontextmanager
-async def staged(rows: Iterable[Row], template: Template, folder: Path, *, seed: int) -> AsyncIterator[Stage]:
+async def staged(rows: Sequence[Row], template: Template, folder: Path) -> AsyncIterator[Stage]:
     """A cluster and a service on which all of `rows` can happen, one after the other.
 
     Raises:
@@ -193,9 +193,7 @@ async def staged(rows: Iterable[Row], template: Template, folder: Path, *, seed:
                 first.getresponse()
             return services[-1]
 
-        crowd = Crowd(template.people, lambda: ("127.0.0.1", port), seed)
-        service = await asyncio.to_thread(start)
-        stage = Stage(postgres, folder, start, service, proxy, random.Random(seed), crowd)
+        stage = Stage(postgres, folder, start, await asyncio.to_thread(start), proxy, ("127.0.0.1", port))
         yield stage
         assert await asyncio.to_thread(stage.service.stop) == 0
         assert (told := list(_tells_too_much(template, services))) == [], told
@@ -209,7 +207,7 @@ async def torture(row: Row, template: Template, stage: Stage, *, seed: int, is_l
     """
     report = Report(row.name, seed)
     stage.random = random.Random(f"{seed}-{row.name}")
-    stage.crowd = crowd = Crowd(template.people, stage.crowd.address, seed, row.name.replace(" ", "-"))
+    stage.crowd = crowd = Crowd(template.people, stage.address, seed, row.name.replace(" ", "-"))
     stage.hold_seconds = row.long_seconds if is_long else row.hold_seconds
     stage.proof, stage.in_flight = [], 0
     learning = asyncio.create_task(crowd.learn())
@@ -350,7 +348,7 @@ async def _run(only: str, seed: int) -> int:
             folder.mkdir()
             problems: list[str] = []
             try:
-                async with staged([row], template, folder, seed=seed) as stage:
+                async with staged([row], template, folder) as stage:
                     report = await torture(row, template, stage, seed=seed, is_long=True)
                     print(report.line(), flush=True)
                     problems = report.problems

@@ -21,7 +21,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 async def stage(template: Template, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     """One cluster and one service for all rows that take one worker: to start them takes longer than a row."""
     rows = [row for row in ROWS if row.workers == 1]
-    async with staged(rows, template, tmp_path_factory.mktemp("stage"), seed=0) as made:
+    async with staged(rows, template, tmp_path_factory.mktemp("stage")) as made:
         yield made
 
 
@@ -38,7 +38,7 @@ async def test_a_fault_under_load_loses_nothing_and_is_over_when_it_is_over(
 async def test_of_several_workers_one_that_is_killed_takes_nothing_along(
     row: Row, template: Template, tmp_path: Path
 ) -> None:
-    async with staged([row], template, tmp_path, seed=0) as stage:
+    async with staged([row], template, tmp_path) as stage:
         await _hold(row, template, stage)
 
 
