@@ -87,13 +87,11 @@ def application(
         container.learning(), container.call_log(), container.limits(), container.clock(), container.ids(), traces
     )
     take_figures = figures(container)
-    shed = [
-        metrics.Growth(metrics.sheds.labels(reason.value), partial(load.sheds.__getitem__, reason)) for reason in Shed
-    ]
+    sheds = [metrics.Growth(metrics.sheds.labels(why.value), partial(load.sheds.__getitem__, why)) for why in Shed]
 
     def sample() -> None:
         take_figures()
-        for growth in shed:
+        for growth in sheds:
             growth.take()
         metrics.http_requests_in_flight.set(watch.in_flight)
 
@@ -142,9 +140,8 @@ def application(
         trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
         load=load,
     )
-    watch = Watch(
-        gate, Readiness(storage.trouble_of(database), lambda: load.is_stopping), traces, logs_requests=show_mail is None
-    )
+    readiness = Readiness(storage.trouble_of(database), lambda: load.is_stopping)
+    watch = Watch(gate, readiness, traces, logs_requests=show_mail is None)
     return watch
 
 

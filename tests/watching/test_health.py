@@ -109,7 +109,7 @@ async def test_a_pool_that_is_used_up_is_told(owner_url: str) -> None:
             assert database.connections()["calls"] == (1, 0)
             assert await database.trouble(schema.can_go_on) == "pool"
         assert await database.trouble(schema.can_go_on) is None
-        async with database.transaction():
+        async with database.transaction(None):
             assert database.connections() == {"calls": (0, 1), "rest": (1, 0)}
 
 
@@ -124,7 +124,7 @@ async def test_however_many_ask_one_look_is_under_way() -> None:
         await let_go.wait()
         return None
 
-    readiness = Readiness(look)
+    readiness = Readiness(look, lambda: False)
     asking = [asyncio.create_task(readiness.trouble()) for _ in range(50)]
     await looking.wait()
     let_go.set()
@@ -135,7 +135,7 @@ async def test_however_many_ask_one_look_is_under_way() -> None:
 
 async def test_a_look_that_does_not_end_is_not_waited_for() -> None:
     began = time.monotonic()
-    readiness = Readiness(asyncio.Event().wait)  # type: ignore[arg-type]
+    readiness = Readiness(asyncio.Event().wait, lambda: False)  # type: ignore[arg-type]
     assert await readiness.trouble() == "database"
     assert time.monotonic() - began < _NOT_SO_SLOW_SECONDS
 
@@ -144,7 +144,7 @@ async def test_a_look_that_fails_is_trouble() -> None:
     async def look() -> str | None:
         raise ValueError
 
-    assert await Readiness(look).trouble() == "database"
+    assert await Readiness(look, lambda: False).trouble() == "database"
 
 
 async def test_a_process_that_is_told_to_stop_is_not_ready_at_once() -> None:
@@ -155,9 +155,10 @@ async def test_a_process_that_is_told_to_stop_is_not_ready_at_once() -> None:
         await asyncio.sleep(0)
         return None
 
-    readiness = Readiness(look)
+    is_stopping = False
+    readiness = Readiness(look, lambda: is_stopping)
     asking = asyncio.create_task(readiness.trouble())
     await looking.wait()
-    readiness.stop()
+    is_stopping = True
     assert await asking == "stopping", "not even to those who asked before"
     assert await readiness.trouble() == "stopping"
