@@ -44,6 +44,7 @@ _METHODS = frozenset(
 )
 _WRITES = re.compile(r"(?<!\bfor )(?<!\bkey )(?<!\bdo )\b(insert into|update|delete from)\s+([a-z_]+)")
 _READS = re.compile(r"\bfrom\s+([a-z_]+)")
+_CALLS = re.compile(r"select (?:\* from )?([a-z_]+)\(")
 
 
 class Traces:
@@ -160,8 +161,10 @@ def _tell(span: Span, error: BaseException) -> None:
 
 @lru_cache(maxsize=256)  # there are some fifty
 def _summary(query: str) -> str:
-    """What a statement does, and to which table: the first that it writes, or else reads."""
+    """What a statement does, and to which table: the first that it writes, or else reads. Or the function it calls."""
     text = query.lower()
+    if called := _CALLS.match(text):
+        return called[1]
     if written := _WRITES.search(text):
         return f"{written[1].split()[0]} {written[2]}"
     if read := _READS.search(text):

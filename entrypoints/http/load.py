@@ -31,7 +31,7 @@ _PLACES = 16
 _LINE = 32
 # Where the core is slower or shared, this bounds the wait. With the 4.5 s that a call itself may take, an answer is
 # there within 5 s.
-_LINE_SECONDS = 0.25
+_LINE_SECONDS = 0.45
 # No tool takes as much. Whatever is smaller is bounded by the number of connections.
 _LARGE_BYTES = 2**16
 # With bodies of at most 1 MiB, they take as many mebibytes.

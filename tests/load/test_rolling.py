@@ -169,7 +169,7 @@ async def _run(*arguments: str, release: Path, **variables: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.promise("rolling")
+@pytest.mark.promise("serve.workers")
 async def test_a_release_takes_over_under_load_and_is_restarted_and_no_call_is_lost(
     release_before: Path, url: str
 ) -> None:

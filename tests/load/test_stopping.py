@@ -42,7 +42,7 @@ async def _ended(service: Serving) -> int:
     return await asyncio.to_thread(service.process.wait, 20)
 
 
-@pytest.mark.promise("stopping")
+@pytest.mark.promise("serve.workers")
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_process_ends(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str, workers: str
@@ -76,7 +76,7 @@ async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_proces
     assert await owner.fetchval("select count(*) from tool_calls where outcome = 'advanced'") == 1
 
 
-@pytest.mark.promise("stopping")
+@pytest.mark.promise("serve.workers")
 async def test_a_second_signal_ends_it_at_once(tenant: Tenant, owner: asyncpg.Connection, owner_url: str) -> None:
     await tenant.publish("one", "two")
     begin = tool_request(tenant.host, await tenant.token(), "modern", "select_walkthrough", walkthrough="tour")
@@ -93,7 +93,7 @@ async def test_a_second_signal_ends_it_at_once(tenant: Tenant, owner: asyncpg.Co
                 assert await calling.rest() == b""
 
 
-@pytest.mark.promise("stopping")
+@pytest.mark.promise("serve.workers")
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_what_is_stuck_ends_with_the_grace_period(tenant: Tenant, owner_url: str, workers: str) -> None:
     """A worker that does nothing at all any more, and a request that holds up its whole process."""

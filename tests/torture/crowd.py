@@ -233,6 +233,8 @@ class _Client:
 def _told(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
     """What an answer says, in a word; and the structured result of one that is no error."""
     answer = json.loads(body) if body else {}
+    if status == 503 and answer.get("error", {}).get("message", "").startswith("More is asked of this service"):
+        return "503", {}  # shed; while the database is away a tool answers, and no other 503 is to come
     if "error" in answer and "result" not in answer:
         return f"{status} {answer['error']}", {}
     if status != 200:

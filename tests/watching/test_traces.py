@@ -103,7 +103,7 @@ async def test_a_trace_goes_from_the_callers_span_through_request_and_tool_to_th
     wait_until(lambda: "POST /mcp" in collector.spans(_TRACE))
     spans = collector.spans(_TRACE)
     request, tool = spans["POST /mcp"], spans["tools/call select_walkthrough"]
-    commit = spans["insert walkthrough_progress"]
+    commit = spans["begin_progress"]
     assert (request.parent_span_id.hex(), request.kind) == (_PARENT, Span.SPAN_KIND_SERVER)
     assert tool.parent_span_id == request.span_id
     assert (commit.parent_span_id, commit.kind) == (tool.span_id, Span.SPAN_KIND_CLIENT)
@@ -122,7 +122,7 @@ async def test_a_trace_goes_from_the_callers_span_through_request_and_tool_to_th
     }
     assert _attributes(commit) == {"db.system.name": "postgresql"}
     assert len([name for name in spans if name.startswith("tools/call")]) == 1, "the SDK adds none of its own"
-    assert "insert tool_calls" not in spans, "the call log writes what several requests hand in"
+    assert "record_tool_calls" not in spans, "the call log writes what several requests hand in"
     (line,) = [each for each in lines(tenant.service, "request") if each.get("trace_id") == _TRACE]
     assert line["request_id"] == answer.headers["x-request-id"]
     told = b"".join(span.SerializeToString() for span in collector.received)
@@ -223,6 +223,8 @@ def test_where_none_are_wanted_nothing_is_loaded_for_them() -> None:
         ("select a from b for update of b", "select b"),
         ("select a from b for no key update", "select b"),
         ("delete from sign_ins", "delete sign_ins"),
+        ("select * from standings($1, $2, $3)", "standings"),
+        ("select advance_progress($1, $2)", "advance_progress"),
         ("begin", "begin"),
         ("", "statement"),
     ],
