@@ -226,6 +226,12 @@ def test_a_rename_is_one_removed_and_one_added_unless_it_is_told() -> None:
     assert not replace(told, changed=()).is_empty
 
 
+def test_a_step_that_has_another_key_and_no_other_text_is_renamed_and_not_changed() -> None:
+    before = of("ab")
+    after = replace(before, steps=(before.steps[0], replace(before.steps[1], key="x")))
+    assert difference(before, after, renames={"b": "x"}) == replace(NOTHING, renamed=(RenamedStep(2, "b", "x"),))
+
+
 @pytest.mark.parametrize("renames", [{"b": "c"}, {"a": "x"}, {"z": "x"}, {"b": "z"}, {"a": "c"}])
 def test_a_key_that_both_contents_have_is_the_same_step_whatever_was_renamed(renames: dict[str, str]) -> None:
     before, after = of("abc"), of("axc")

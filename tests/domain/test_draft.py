@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -198,6 +199,7 @@ def test_a_copy_needs_an_id_for_each_step_and_no_more(count: int) -> None:
 
 def test_an_empty_draft_can_be_filled_but_not_published() -> None:
     draft = Draft.empty(KEY, "setup", title="Set up", description="How.", type=WalkthroughType.COURSE)
+    assert (draft.key, draft.type) == (KEY, WalkthroughType.COURSE)
     with pytest.raises(InvalidValue, match="insert at least one"):
         draft.manuscript()
     filled = draft.apply(insert("a", None)).after
@@ -364,6 +366,22 @@ def test_an_edit_of_anything_else_is_refused_with_what_changed(number: int, revi
         "2026-01-01 09:00 UTC, ada@example.com: moved step 'c' to the beginning",
         "2026-01-01 09:01 UTC, bob@example.com: rewrote step 'b'",
     ]
+
+
+@pytest.fixture
+def in_india(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own time is five and a half hours ahead."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_india")
+def test_when_an_edit_was_made_is_told_in_utc_wherever_the_machine_is() -> None:
+    edit = RecordedEdit(3, 1, RemoveStep("b"), "ada@example.com", NINE)
+    assert str(edit) == "2026-01-01 09:00 UTC, ada@example.com: removed step 'b'"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_people_who_share_a_step_but_not_their_past_are_told_apart_where_their_f
     course = Course.of("ab").publish("ba")
     untouched = Standing(2, StepId("b-2"), frozenset(), True, 5)
     carried = replace(untouched, carried=frozenset("ac"), people=2)
-    foretold = forecast_of("abc", CARRY_OVER, untouched, carried, untouched, course=course)
+    foretold = forecast_of("abc", CARRY_OVER, carried, untouched, untouched, course=course)
     assert foretold.outlooks == (
         Outlook(2, 1, "b", Fate.MOVES, 1, 10),
         Outlook(2, 1, "b", Fate.MOVES, 2, 2),

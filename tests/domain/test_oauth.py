@@ -301,6 +301,28 @@ def test_a_name_is_one_visible_line_of_bounded_length(name: str) -> None:
     assert shown.encode()
 
 
+def test_what_turns_or_breaks_a_line_in_a_name_is_a_blank_or_nothing() -> None:
+    name = " My\tnew\x00\u2028 cl\u200bient\n"
+    assert Client.registered({"redirect_uris": ["https://client.example.com/"], "client_name": name}).name == (
+        "My new client"
+    )
+
+
+def test_of_a_name_no_more_than_the_first_thousand_characters_are_looked_at() -> None:
+    name = "A" + "\u200b" * 998 + "BC"
+    assert Client.registered({"redirect_uris": ["https://client.example.com/"], "client_name": name}).name == "AB"
+
+
+def test_a_client_is_told_all_that_is_kept_of_it() -> None:
+    assert Client("An app", ("https://client.example.com/",), GRANT_TYPES, "none").metadata() == {
+        "client_name": "An app",
+        "redirect_uris": ["https://client.example.com/"],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "token_endpoint_auth_method": "none",
+    }
+
+
 def test_grants_that_are_not_known_are_left_out() -> None:
     client = Client.registered(
         {"redirect_uris": ["https://client.example.com/"], "grant_types": ["urn:x", "refresh_token", GRANT_TYPES[0]]}
@@ -324,6 +346,15 @@ def test_a_document_makes_a_client_without_a_secret(added: dict[str, Any]) -> No
     assert Client.documented(DOCUMENT_URL, document) == Client(
         "client.example.com", ("https://client.example.com/cb",), GRANT_TYPES, "none"
     )
+
+
+def test_a_document_may_name_its_client() -> None:
+    document = {
+        "client_id": DOCUMENT_URL,
+        "client_name": "An app",
+        "redirect_uris": ["https://client.example.com/cb"],
+    }
+    assert Client.documented(DOCUMENT_URL, document).name == "An app"
 
 
 @pytest.mark.parametrize(
@@ -418,6 +449,7 @@ def test_a_verifier_proves_its_own_challenge() -> None:
     assert proves(verifier, challenge)
     for other in (verifier + "\n", verifier[:-1], verifier.swapcase(), "", challenge, "\N{SNOWMAN}\ud800"):
         assert not proves(other, challenge)
+    assert not proves(verifier, challenge[:-1] + "\ud800")
 
 
 @pytest.mark.parametrize("text", [None, "", "a" * 42, "a" * 44, "a" * 42 + "=", "a" * 42 + "\n", "a" * 42 + "\u00e4"])

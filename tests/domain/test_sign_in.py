@@ -62,7 +62,19 @@ def test_a_client_with_a_document_of_its_own_is_named_by_where_that_is() -> None
     assert client.document_host == "apps.example.com"
 
 
+def test_a_client_whose_id_is_no_address_of_a_document_is_named_by_none() -> None:
+    assert AskingClient.of("An app", "http://localhost/", "http://apps.example.com/client.json").document_host is None
+
+
+def test_what_a_client_asks_for_begins_with_the_question_whether_it_may() -> None:
+    assert SignInState.asked(CLIENT) == SignInState(Stage.ASKED, CLIENT)
+
+
 # ----------------------------------------------------------------------------------------------------- who is who
+
+
+def test_an_address_is_an_identity_too() -> None:
+    assert IdentityKey.of_address("ada@example.com") == IdentityKey("email", "ada@example.com")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +251,7 @@ def test_a_visitor_who_is_known_ends_with_who_keeps_what_they_had_done(by_them: 
         {"visits": MAX_VISITS + 1},
         {"visits": -1},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_what_is_no_state_cannot_be_built(values: dict[str, object]) -> None:
     with pytest.raises(InvalidValue):

@@ -17,6 +17,7 @@ from domain.tenancy import (
     Server,
     ServerId,
     ServerKey,
+    display_name,
     domain_name,
     email_address,
     key,
@@ -206,7 +207,6 @@ def test_one_mailbox_has_one_spelling(value: str, plain: str) -> None:
         "ada@fa\u00df.de",
         "ada@" + "e\u0301" * 200 + ".com",
     ],
-    ids=ascii,
 )
 def test_what_is_no_email_address_is_refused(value: str) -> None:
     with pytest.raises(InvalidValue):
@@ -231,6 +231,23 @@ def test_a_refused_name_is_told_to_the_operator_in_one_line(check: Callable[[str
         check("no\nname")
     assert len(str(refusal.value).splitlines()) == 1
     assert r"no\nname" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("A", True),
+        ("A" * 100, True),
+        ("", False),
+        (" ", False),
+        ("A" * 101, False),
+        ("Ac\nme", False),
+        ("A\x00", False),
+    ],
+)
+def test_a_name_that_people_see_is_one_line_of_at_most_100_characters(name: str, accepted: bool) -> None:
+    assert is_accepted(display_name, name) is accepted
+    assert not accepted or display_name(name) == name
 
 
 def server(*, slug: str = "acme", custom_domain: str | None = None) -> Server:

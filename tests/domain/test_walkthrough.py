@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from domain.errors import BrokenChain, InvalidValue
+from domain.errors import BrokenChain, InvalidValue, NotFound, OperatorError
 from domain.tenancy import StepId
 from domain.walkthrough import (
     MAX_DESCRIPTION_CHARS,
@@ -24,6 +24,7 @@ from domain.walkthrough import (
     StepText,
     Version,
     WalkthroughType,
+    in_order,
     take_in,
 )
 from tests.domain.generate import examples, key_orders, keys, manuscripts, step_texts, texts, titles, version_of
@@ -280,3 +281,19 @@ def test_what_is_the_latest_already_makes_no_new_version_and_publishing_it_shows
     assert take_in(other, publish=publish, **given) == Intake(4, is_unchanged=False, is_published=publish)
     first = take_in(same, latest=None, latest_hash=None, is_published=False, publish=publish)
     assert first == Intake(1, is_unchanged=False, is_published=publish)
+
+
+# ------------------------------------------------------------------------------------------ a server's list
+
+
+def test_those_named_come_first_and_all_others_in_the_order_they_have() -> None:
+    assert in_order(["a", "b", "c", "d"], ["d", "b"]) == ["d", "b", "a", "c"]
+    assert in_order(["a", "b"], []) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("first", "error"), [(["x"], NotFound), (["a", "x"], NotFound), (["a", "b", "a"], InvalidValue)]
+)
+def test_an_order_names_what_is_there_and_each_once(first: list[str], error: type[OperatorError]) -> None:
+    with pytest.raises(error):
+        in_order(["a", "b"], first)
