@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check audit simulate storm fuzz torture mutations clean
+.PHONY: run install test check audit simulate storm fuzz torture mutations mutmut clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -52,6 +52,14 @@ torture: .venv/installed-dev
 # The recorded breaks, each made in a copy: the tests must see all of them. ONLY takes those whose names begin so.
 mutations: .venv/installed-dev
 	$(BIN)/python -m tests.mutations.run "$(ONLY)"
+
+# mutmut's breaks of the rules and of the commit, one after the other, for an hour or so: docs/mutation-testing.md. ONLY
+# takes those of a name or pattern. What is found stays in mutants/.
+MUTANTS := 'domain.*' 'adapters.postgres.learning.*ProgressStore*' 'adapters.postgres.learning.x_stored_*' \
+  'adapters.postgres.learning.x__*_row_*'
+mutmut: .venv/installed-dev
+	nice $(BIN)/mutmut run --max-children 1 $(if $(ONLY),'$(ONLY)',$(MUTANTS))
+	$(BIN)/mutmut results
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
