@@ -257,12 +257,10 @@ def test_a_refusal_tells_a_client_in_one_sentence_what_to_do(
     assert (refusal.value.error, refusal.value.problem, str(refusal.value)) == (error, says, says)
 
 
-@pytest.mark.parametrize(
-    ("listed", "unlisted", "says"),
-    [(1, 0, "1 problem found"), (2, 0, "2 problems found"), (1, 1_999, "2,000 problems found")],
-)
-def test_a_rejection_counts_the_problems_that_it_does_not_list_too(listed: int, unlisted: int, says: str) -> None:
-    assert str(errors.ContentRejected([FINDING] * listed, unlisted=unlisted)) == says
+def test_a_rejection_counts_the_problems_that_it_does_not_list_too() -> None:
+    assert str(errors.ContentRejected([FINDING])) == "1 problem found"
+    assert str(errors.ContentRejected([FINDING] * 2)) == "2 problems found"
+    assert str(errors.ContentRejected([FINDING], unlisted=1_999)) == "2,000 problems found"
 
 
 def test_who_published_first_is_told_where_it_is_known() -> None:

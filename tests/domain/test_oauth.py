@@ -313,6 +313,11 @@ def test_of_a_name_no_more_than_the_first_thousand_characters_are_looked_at() ->
     assert Client.registered({"redirect_uris": ["https://client.example.com/"], "client_name": name}).name == "AB"
 
 
+def test_a_client_may_be_answered_at_twenty_addresses() -> None:
+    uris = [f"https://client.example.com/{number}" for number in range(20)]
+    assert Client.registered({"redirect_uris": uris}).redirect_uris == tuple(uris)
+
+
 def test_a_client_is_told_all_that_is_kept_of_it() -> None:
     assert Client("An app", ("https://client.example.com/",), GRANT_TYPES, "none").metadata() == {
         "client_name": "An app",

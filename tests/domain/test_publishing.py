@@ -1,0 +1,104 @@
+"""What a decision about a walkthrough says beside what the stores are asked for in tests/authoring: what it was based
+on, and what it records where little or nothing is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from domain.draft import RemoveStep
+from domain.errors import EditedInPlace
+from domain.publishing import Change, Deed, LedgerEntry, Signature, Walkthrough
+from domain.tenancy import Millis, StepId
+from domain.walkthrough import Manuscript, PublishPolicy, StepText, WalkthroughType
+from tests.domain.generate import ORGANIZATION, WALKTHROUGH
+
+ADA = Signature("ada@example.com", Millis(1_000))
+KEEP = PublishPolicy.KEEP
+
+
+def ids() -> Iterator[StepId]:
+    return (StepId(f"stp_{number}") for number in count())
+
+
+def manuscript(keys: str) -> Manuscript:
+    steps = tuple(StepText(key, f"Step {key}", f"Do {key}.") for key in keys)
+    return Manuscript("tour", "The tour", "Shows around.", WalkthroughType.COURSE, steps)
+
+
+def published(*versions: str) -> Walkthrough:
+    """With these versions, one step for each letter."""
+    walkthrough = Walkthrough(ORGANIZATION, WALKTHROUGH, "tour")
+    for keys in versions:
+        walkthrough = walkthrough.push(manuscript(keys), ids(), ADA, publish=KEEP).after
+    return walkthrough
+
+
+@pytest.mark.parametrize(
+    ("deed", "walkthrough"),
+    [
+        (lambda it: it.unpublish(ADA), published("ab")),
+        (lambda it: it.publish_again(ADA), published("ab").unpublish(ADA).after),
+        (lambda it: it.archive(ADA), published("ab")),
+        (lambda it: it.restore(ADA), published("ab").archive(ADA).after),
+        (lambda it: it.withdraw(1, ADA), published("ab", "abc")),
+        (lambda it: it.edit((2, 0), [], ids(), ADA), published("ab")),
+        (lambda it: it.reorder((2, 0), ["b", "a"], ids(), ADA), published("ab")),
+        (lambda it: it.push(manuscript("a"), ids(), ADA, publish=None), published("ab")),
+        (lambda it: it.push(manuscript("a"), ids(), ADA, publish=KEEP), published("ab")),
+        (lambda it: it.push(manuscript("ab"), ids(), ADA, publish=KEEP), published("ab")),
+        (lambda it: it.push(manuscript("ab"), ids(), ADA, publish=None), published()),
+        (lambda it: it.publish((2, 0), ids(), KEEP, ADA), published("ab")),
+        (
+            lambda it: it.publish((2, 1), ids(), KEEP, ADA),
+            published("ab").reorder((2, 0), ["b", "a"], ids(), ADA).after,
+        ),
+    ],
+)
+def test_a_change_says_what_it_is_based_on(deed: Callable[[Walkthrough], Change], walkthrough: Walkthrough) -> None:
+    change = deed(walkthrough)
+    assert change.before == walkthrough
+    assert change.is_empty == (change.after == walkthrough)
+
+
+def test_what_is_unpublished_is_not_published_and_nothing_else_about_it_is_other() -> None:
+    change = published("ab").unpublish(ADA)
+    assert change.after.is_published is False
+    assert change.after.publish_again(ADA).after == published("ab")
+
+
+def test_who_pushes_is_told_of_a_new_order_too() -> None:
+    reordered = published("ab").reorder((2, 0), ["b", "a"], ids(), ADA).after
+    assert reordered.is_edited_in_place
+    with pytest.raises(EditedInPlace):
+        reordered.push(manuscript("abc"), ids(), ADA, publish=None)
+
+
+def test_to_discard_a_draft_that_nobody_has_begun_changes_nothing() -> None:
+    assert published("ab").discard((2, 0), ids(), ADA).is_empty
+
+
+def test_an_edit_that_changes_nothing_touches_no_text() -> None:
+    reordered = published("ab").reorder((2, 0), ["b", "a"], ids(), ADA).after
+    for walkthrough, revision in ((published("ab"), 0), (reordered, 1)):
+        assert walkthrough.edit((2, revision), [], ids(), ADA) == Change(walkthrough, walkthrough)
+
+
+def test_a_draft_without_steps_is_another_content_and_can_be_filled_again() -> None:
+    emptied = published("ab").edit((2, 0), [RemoveStep("a"), RemoveStep("b")], ids(), ADA).after
+    assert emptied.is_changed
+    for filled in (
+        emptied.discard((2, 2), ids(), ADA).after,
+        emptied.push(manuscript("ab"), ids(), ADA, publish=None, is_forced=True).after,
+    ):
+        assert filled.draft is not None
+        assert filled.draft.manuscript() == manuscript("ab")
+        assert not filled.is_changed
+
+
+def test_what_was_never_published_is_archived_with_who_and_when_and_no_version() -> None:
+    assert published().archive(ADA).entry == LedgerEntry(
+        Deed.ARCHIVED, version=None, content_hash=None, policy=None, source_version=None, by=ADA.by, at=ADA.at
+    )
