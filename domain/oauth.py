@@ -297,7 +297,7 @@ def _texts(metadata: Mapping[str, Any], name: str, default: Sequence[str]) -> Se
 def _one_line(name: str) -> str:
     """A name that a stranger chose, as it may be shown: one line, and nothing that turns the text around it."""
     kept = "".join(
-        " " if unicodedata.category(character) in ("Cc", "Zl", "Zp") else character
+        " " if unicodedata.category(character) == "Cc" else character
         for character in name[: 10 * MAX_NAME_CHARS]
         if unicodedata.category(character) not in ("Cf", "Cs", "Co", "Cn")
     )
