@@ -63,17 +63,37 @@ def test_a_change_says_what_it_is_based_on(deed: Callable[[Walkthrough], Change]
     assert change.is_empty == (change.after == walkthrough)
 
 
+def test_a_push_and_a_publish_say_which_draft_is_stored_with_them() -> None:
+    reordered = published("ab").reorder((2, 0), ["b", "a"], ids(), ADA).after
+    assert reordered.publish((2, 1), ids(), KEEP, ADA).draft == reordered.draft
+    first = published().push(manuscript("ab"), ids(), ADA, publish=None)
+    assert first.draft is not None
+    assert first.draft == first.after.draft
+
+
 def test_what_is_unpublished_is_not_published_and_nothing_else_about_it_is_other() -> None:
     change = published("ab").unpublish(ADA)
     assert change.after.is_published is False
     assert change.after.publish_again(ADA).after == published("ab")
 
 
+def test_to_publish_what_is_the_latest_already_shows_it_again() -> None:
+    hidden = published("ab").unpublish(ADA).after
+    for change in (
+        hidden.push(manuscript("ab"), ids(), ADA, publish=KEEP),
+        hidden.publish((2, 0), ids(), KEEP, ADA),
+    ):
+        assert change.after == published("ab")
+        assert change.entry is not None
+        assert change.entry.deed is Deed.REPUBLISHED
+
+
 def test_who_pushes_is_told_of_a_new_order_too() -> None:
     reordered = published("ab").reorder((2, 0), ["b", "a"], ids(), ADA).after
     assert reordered.is_edited_in_place
-    with pytest.raises(EditedInPlace):
+    with pytest.raises(EditedInPlace) as refusal:
         reordered.push(manuscript("abc"), ids(), ADA, publish=None)
+    assert (refusal.value.number, refusal.value.revision) == (2, 1)
 
 
 def test_to_discard_a_draft_that_nobody_has_begun_changes_nothing() -> None:

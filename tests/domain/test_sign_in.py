@@ -254,7 +254,7 @@ def test_a_visitor_who_is_known_ends_with_who_keeps_what_they_had_done(by_them: 
     ids=", ".join,
 )
 def test_what_is_no_state_cannot_be_built(values: dict[str, object]) -> None:
-    with pytest.raises(InvalidValue):
+    with pytest.raises(InvalidValue, match=r"^this is no state of a sign-in$"):
         replace(CHOOSING, **values)  # type: ignore[arg-type]
 
 
