@@ -77,6 +77,21 @@ async def test_a_progress_begins_once(world: World) -> None:
     assert len(await world.progress.events(progress.key)) == 1
 
 
+async def test_a_transition_moves_one_person_on_one_server_in_one_walkthrough_alone(world: World) -> None:
+    guides, labs = await world.server(), await world.server(slug="labs")
+    for key in ("tour", "other"):
+        await world.publish("a", "b", key=key, title=key, servers=("guides", "labs"))
+    ada, bob = await world.caller(guides), await world.caller(guides, "bob@example.com")
+    places = [(ada, "tour"), (bob, "tour"), (await world.caller(labs), "tour"), (ada, "other")]
+    begun = [
+        (await world.learning.select(caller, key, restart=False, to_latest=False)).progress for caller, key in places
+    ]
+    assert await world.progress.commit(_advanced(begun[0]))
+    stands = [standing.progress for place in places for standing in await world.catalogue.matching(*place)]
+    assert stands == [_advanced(begun[0]).after, *begun[1:]]
+    assert [len(await world.progress.events(progress.key)) for progress in begun] == [2, 1, 1, 1]
+
+
 async def test_two_events_of_one_call_are_committed_together(world: World) -> None:
     caller, progress = await _begun(world, "a", "b")
     first = _advanced(progress)
