@@ -108,11 +108,13 @@ async def test_a_note_is_known_by_attempt_step_and_text(world: World) -> None:
     handle = str(progress.handle())
     for note in ("why?", None):
         await world.learning.next(caller, handle, None, outcome=Outcome.STUCK, note=note)
+    await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note="that's why")
     step = progress.current_step_id
     for attempt, step_id, note, expected in (
         (1, step, "why?", True),
         (1, step, None, True),
         (1, step, "how?", False),
+        (1, step, "that's why", False),
         (2, step, "why?", False),
         (1, StepId("stp_other"), "why?", False),
     ):
