@@ -238,8 +238,9 @@ def test_where_the_account_has_its_own_the_visitors_ends_where_it_stood(visitor:
 def test_nothing_follows_on_a_visitors_progress_that_has_ended(steps: int, call: Call) -> None:
     two = Two.of("abc", steps, 0).publish("abcd", CARRY_OVER)
     two.visitor.progress = two.merge().visitor.after
-    with pytest.raises(WalkthroughUnavailable):
+    with pytest.raises(WalkthroughUnavailable) as refusal:
         two.visitor.call(call)
+    assert refusal.value.title == two.visitor.versions[1].title
 
 
 # ------------------------------------------------------------------------------------------ what is recorded

@@ -219,6 +219,15 @@ def test_what_is_kept_of_a_client_is_bounded() -> None:
     )
 
 
+def test_a_server_names_itself_by_its_origin_and_its_endpoint() -> None:
+    site = Site(SERVER, "https://acme.example.com")
+    assert (site.issuer, site.resource, site.resource_metadata) == (
+        "https://acme.example.com",
+        "https://acme.example.com/mcp",
+        "https://acme.example.com/.well-known/oauth-protected-resource/mcp",
+    )
+
+
 def test_a_client_may_name_no_resource() -> None:
     assert Site(SERVER, "https://acme.example.com").is_meant_by(None)
 

@@ -213,6 +213,7 @@ def test_without_a_handle_the_current_step_and_its_handle_are_named() -> None:
     error = refused(course, CompletedStepRequired, Call("next"))
     assert isinstance(error, CompletedStepRequired)
     assert error.code == "completed_step_required"
+    assert error.unreadable is False
     assert len(error.standpoints) == 1
     assert names_where_one_stands(course, error.standpoints[0])
 
@@ -750,7 +751,11 @@ def test_on_a_withdrawn_version_next_is_refused_before_anything_else_and_changes
     ):
         error = refused(course, VersionWithdrawn, Call("next", handle=text, outcome=outcome))
         assert isinstance(error, VersionWithdrawn)
-        assert (error.code, error.reference) == ("version_withdrawn", WALKTHROUGH)
+        assert (error.code, error.title, error.reference) == (
+            "version_withdrawn",
+            course.versions[1].title,
+            WALKTHROUGH,
+        )
 
 
 def test_on_a_withdrawn_version_select_restarts_on_the_latest() -> None:
@@ -787,7 +792,9 @@ def test_the_completed_are_never_moved_and_never_told_of_a_withdrawn_version(pol
 @pytest.mark.parametrize("restart", [False, True])
 def test_what_is_hidden_cannot_be_started(restart: bool, latest: bool) -> None:
     course = Course.of("ab").hide()
-    refused(course, WalkthroughUnavailable, Call("select", restart=restart, latest=latest))
+    error = refused(course, WalkthroughUnavailable, Call("select", restart=restart, latest=latest))
+    assert isinstance(error, WalkthroughUnavailable)
+    assert error.title == course.versions[course.author.latest].title
     assert course.progress is None
 
 
@@ -997,6 +1004,8 @@ def test_a_progress_that_contradicts_itself_cannot_be_built(change: dict[str, ob
 def test_a_progress_is_not_read_with_a_version_that_it_is_not_on() -> None:
     course = Course.of("ab").begin().publish("ab")
     for read in (
+        lambda: course.stands.current_step(version_of(1, "bc")),
+        lambda: course.stands.current_step(replace(course.versions[2], steps=course.versions[1].steps)),
         lambda: course.stands.current_step(course.versions[2]),
         lambda: course.stands.completed_keys(course.versions[2]),
         lambda: standpoint(course.stands, course.versions[2]),
