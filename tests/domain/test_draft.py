@@ -303,6 +303,11 @@ def test_a_refused_edit_says_in_one_sentence_what_to_do(edit: Edit, error: type[
     assert str(refusal.value) == says
 
 
+def test_a_change_of_a_draft_says_by_which_edit_and_of_what() -> None:
+    change = draft_of("abc").apply(RemoveStep("b"))
+    assert (change.edit, change.before) == (RemoveStep("b"), draft_of("abc"))
+
+
 def test_an_edit_that_can_never_be_made_cannot_be_built() -> None:
     with pytest.raises(InvalidValue, match="cannot come after itself"):
         MoveStep("a", "a")

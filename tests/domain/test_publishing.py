@@ -12,7 +12,7 @@ from domain.draft import RemoveStep
 from domain.errors import EditedInPlace
 from domain.publishing import Change, Deed, LedgerEntry, Signature, Walkthrough
 from domain.tenancy import Millis, StepId
-from domain.walkthrough import Manuscript, PublishPolicy, StepText, WalkthroughType
+from domain.walkthrough import Intake, Manuscript, PublishPolicy, StepText, WalkthroughType
 from tests.domain.generate import ORGANIZATION, WALKTHROUGH
 
 ADA = Signature("ada@example.com", Millis(1_000))
@@ -75,6 +75,25 @@ def test_what_is_unpublished_is_not_published_and_nothing_else_about_it_is_other
     change = published("ab").unpublish(ADA)
     assert change.after.is_published is False
     assert change.after.publish_again(ADA).after == published("ab")
+
+
+def test_a_change_names_the_version_that_it_publishes_and_those_that_it_withdraws() -> None:
+    walkthrough = published("a", "ab")
+    superseded = walkthrough.push(manuscript("abc"), ids(), ADA, publish=PublishPolicy.SUPERSEDE)
+    assert superseded.new_version is not None
+    assert (superseded.new_version.number, superseded.withdrawn) == (3, (1, 2))
+    for change, withdrawn in ((walkthrough.withdraw(1, ADA), (1,)), (walkthrough.unpublish(ADA), ())):
+        assert (change.new_version, change.withdrawn) == (None, withdrawn)
+
+
+def test_what_has_no_draft_is_not_changed_and_what_has_no_version_is() -> None:
+    begun = published().push(manuscript("ab"), ids(), ADA, publish=None).after
+    assert [walkthrough.is_changed for walkthrough in (published(), published("ab"), begun)] == [False, False, True]
+
+
+def test_a_push_of_what_is_published_says_so() -> None:
+    change = published("ab").push(manuscript("ab"), ids(), ADA, publish=None)
+    assert change.intake == Intake(1, is_unchanged=True, is_published=True)
 
 
 def test_to_publish_what_is_the_latest_already_shows_it_again() -> None:

@@ -66,6 +66,10 @@ def test_a_client_whose_id_is_no_address_of_a_document_is_named_by_none() -> Non
     assert AskingClient.of("An app", "http://localhost/", "http://apps.example.com/client.json").document_host is None
 
 
+def test_a_code_may_be_sent_once_it_was_approved_and_again() -> None:
+    assert [state.may_send for state in (ASKED, CHOOSING, SENT, IDENTIFIED)] == [False, True, True, False]
+
+
 def test_what_a_client_asks_for_begins_with_the_question_whether_it_may() -> None:
     assert SignInState.asked(CLIENT) == SignInState(Stage.ASKED, CLIENT)
 

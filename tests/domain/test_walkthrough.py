@@ -183,6 +183,13 @@ def test_a_step_that_could_not_be_delivered_is_refused(name: str) -> None:
         step(**{name: "a" * (MAX_RESULT_BYTES // 2)})
 
 
+def test_a_step_may_be_as_long_as_can_be_delivered() -> None:
+    longest = step(title="Title", content="x" * 15_498)
+    assert longest.delivered_bytes() == MAX_RESULT_BYTES == 40_000
+    with pytest.raises(InvalidValue):
+        replace(longest, content="x" * 15_499)
+
+
 def test_a_key_that_cannot_be_is_refused() -> None:
     with pytest.raises(InvalidValue):
         step(key="Intro")
