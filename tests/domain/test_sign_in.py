@@ -16,12 +16,13 @@ from domain.sign_in import (
     MAX_VISITS,
     AskingClient,
     IdentityKey,
+    OidcProvider,
     SignInState,
     Stage,
     Trouble,
     whose,
 )
-from domain.tenancy import Millis, UserId
+from domain.tenancy import Millis, ServerId, UserId
 from tests.domain.generate import examples
 
 NOW = Millis(1_000_000)
@@ -346,3 +347,58 @@ def test_nobody_is_known_without_a_code_in_time_or_the_providers_word(begun: Sig
         assert (state.away is not None) == (open_way is not None)
         assert (state.sends, state.visits) == (sends, visits)
         assert state.client == begun.client
+
+
+# ------------------------------------------------------------------------------------------------ a provider
+
+
+def provider(issuer: str = "https://accounts.example.com", **given: str) -> OidcProvider:
+    return OidcProvider(**{"issuer": issuer, "client_id": "cairn", "client_secret": "s", "name": "Acme SSO"} | given)
+
+
+def test_a_visitor_is_known_by_the_server_and_the_hash_of_their_secret() -> None:
+    assert IdentityKey.of_visitor(ServerId("srv_1"), b"\x00\xff") == IdentityKey("visitor:srv_1", "00ff")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        *(
+            (
+                {"issuer": issuer},
+                "an issuer is an https URL without a query, as the provider's documentation gives it, such as "
+                "https://accounts.example.com",
+            )
+            for issuer in (
+                "",
+                "accounts.example.com",
+                "http://accounts.example.com",
+                "https://accounts.example.com/?a=b",
+            )
+        ),
+        ({"client_id": ""}, "give the client id and the client secret that the provider gave you"),
+        ({"client_secret": ""}, "give the client id and the client secret that the provider gave you"),
+        ({"name": "Acme\nSSO"}, "a name is one line of 1 to 100 characters"),
+    ],
+)
+def test_a_provider_that_cannot_be_is_refused(given: dict[str, str], says: str) -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        provider(**given)
+    assert str(refusal.value) == says
+
+
+@pytest.mark.parametrize(
+    ("issuer", "url", "expected"),
+    [
+        ("https://accounts.example.com", "https://other.example.com:8443/token?tenant=1", True),
+        ("https://accounts.example.com", "http://localhost/token", False),
+        ("http://localhost:8080/", "http://127.0.0.1:9090/token", True),
+        ("http://localhost:8080/", "http://accounts.example.com/token", False),
+        ("http://localhost:8080/", "https://accounts.example.com/token", True),
+        ("https://accounts.example.com", "https://user@accounts.example.com/token", False),
+    ],
+)
+def test_secrets_are_sent_by_https_or_on_this_machine_where_the_provider_is(
+    issuer: str, url: str, expected: bool
+) -> None:
+    assert provider(issuer).can_be_at(url) is expected

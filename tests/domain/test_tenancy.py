@@ -20,6 +20,7 @@ from domain.tenancy import (
     display_name,
     domain_name,
     email_address,
+    hash_of,
     key,
     slug,
 )
@@ -272,3 +273,8 @@ def test_a_server_has_a_slug_and_a_domain_that_can_be() -> None:
     ):
         with pytest.raises(InvalidValue):
             build()
+
+
+def test_of_a_secret_its_sha_256_is_stored_whatever_was_sent_for_one() -> None:
+    assert hash_of("abc").hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_of("\ud800") == hash_of("?")
