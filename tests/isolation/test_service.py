@@ -31,6 +31,7 @@ from tests.isolation.walk import NotingAccess, Walk
 from tests.serving.raw import modern
 
 NO_LIMITS = " ".join(f"{limit.label}=off" for limit in Limit)
+_REQUEST_ID = "0" * 16  # answers say it
 # What differs from one answer to the next: secrets that are made anew.
 _FRESH = re.compile(
     r"(?<=cairn-browser=)[A-Za-z0-9_-]{43}|(?<=cairn_code_)[A-Za-z0-9_-]{43}"
@@ -50,6 +51,7 @@ class Web:
     async def ask(self, method: str, path: str, cookie: str | None = None, **given: Any) -> str:
         """One request; its answer as text."""
         headers = {**given.pop("headers", {}), **({"cookie": f"cairn-browser={cookie}"} if cookie else {})}
+        headers["x-request-id"] = _REQUEST_ID
         answer = await self.http.request(method, path, headers=headers, **given)
         told = [*sorted(answer.headers.multi_items()), str(answer.status_code), answer.text]
         return _FRESH.sub("<fresh>", "\n".join(map(str, told)))
@@ -288,7 +290,7 @@ _EACH_PAGE = [pytest.param(probe, id=f"{name}-{n}") for name, them in PAGES.item
 
 
 def test_every_route_has_a_probe_or_takes_no_name(web: Web) -> None:
-    routes = web.app._app.routes  # type: ignore[attr-defined]  # of Litestar, in the gate
+    routes = web.app._app._app.routes  # type: ignore[attr-defined]  # of Litestar, in the gate, which is watched
     served = {
         f"{method} {route.path_format}"
         for route in routes
