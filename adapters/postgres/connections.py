@@ -118,13 +118,18 @@ async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
         ) from error
 
 
+def cause_of(error: BaseException | None) -> BaseException | None:
+    """What the driver said, if it comes by way of SQLAlchemy."""
+    return error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+
+
 @asynccontextmanager
 async def unavailable_when_away() -> AsyncIterator[None]:
     """Turns every sign of an unreachable, overloaded or restarting database into `TemporarilyUnavailable`."""
     try:
         yield
     except (*_AWAY, DBAPIError) as error:
-        cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+        cause = cause_of(error)
         if isinstance(cause, _AWAY) and not isinstance(cause, _MISTAKES):
             raise TemporarilyUnavailable from error
         raise

@@ -25,7 +25,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from adapters.postgres.connections import SERVICE_ROLE, SERVICE_TIMEOUTS, Access, connect, unavailable_when_away
+from adapters.postgres.connections import (
+    SERVICE_ROLE,
+    SERVICE_TIMEOUTS,
+    Access,
+    cause_of,
+    connect,
+    unavailable_when_away,
+)
 from adapters.postgres.tables import metadata, organizations
 from domain.errors import TemporarilyUnavailable, WrongSchema
 
@@ -77,16 +84,18 @@ async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
     except RevisionError as error:
         raise _newer() from error
     except TemporarilyUnavailable as error:
+        # To a service that runs this looks like being away; here somebody is there who can do something about it.
+        cause = cause_of(error.__cause__)
+        if isinstance(cause, _LOCKED_OUT):
+            raise WrongSchema(
+                f"the server does not let the owner's login in ({cause.args[0]}): correct CAIRN_DATABASE_URL"
+            ) from error
         if not reached:
             raise
         raise WrongSchema(f"{reached}what is left could not be done in time; run 'cairn migrate' again") from error
     except (DBAPIError, asyncpg.InsufficientPrivilegeError) as error:
         # A migration speaks to the driver itself, so its errors come as they are.
-        cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
-        if isinstance(cause, _LOCKED_OUT):
-            raise WrongSchema(
-                f"the server does not let the owner's login in ({cause.args[0]}): correct CAIRN_DATABASE_URL"
-            ) from error
+        cause = cause_of(error)
         if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise WrongSchema(
                 f"{reached}the login may not change this database: migrate as its owner, a login that may create roles "
