@@ -13,7 +13,7 @@ install: .venv/installed
 
 # All tests, JOBS files at a time; ARGS goes to pytest: make test ARGS="tests/domain -x"
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Lint, formatting, types, and the contracts between the rooms.
 check: .venv/installed-dev

@@ -45,9 +45,9 @@ _INTERNAL = re.compile(
     r"[A-Z]\w+(?:Error|Exception)\b|<class|object at 0x|validation error|insert into|where organization_id|"
     r"organization_id|mcp_server_user|walkthrough_progress|/home/|/usr/"
 )
-_FAILED = re.compile(r"Traceback|tool call failed|Exception|\berror\b", re.IGNORECASE)
+_FAILED = re.compile(r"Traceback|tool call failed|Exception|(?<!uvicorn\.)\berror\b", re.IGNORECASE)
 # uvicorn answers a broken chunk itself, and then finds that it cannot send the answer of the application as well.
-_KNOWN = re.compile(r"LocalProtocolError: Can't send data when our state is ERROR|state=MUST_CLOSE", re.IGNORECASE)
+_KNOWN = re.compile(r"h11\._util\.LocalProtocolError")
 
 
 @dataclass
