@@ -188,14 +188,14 @@ class Storage:
     """The login to be let work as the service; None where the owner's connections become it."""
     embedded: EmbeddedPostgres | None
 
-    async def migrate(self) -> tuple[str, bool]:
+    async def migrate(self, *, finish: bool) -> tuple[str, bool]:
         """Brings it to this release's schema: the revision, and whether that is all of it.
 
         See `adapters.postgres.schema.migrate`.
         """
         if self.embedded is not None:
             await schema.ensure_database(self.embedded.dsn("postgres", "postgres"), _DATABASE)
-        revision = await schema.migrate(self.owner_url, service_login=self.service_login)
+        revision = await schema.migrate(self.owner_url, service_login=self.service_login, finish=finish)
         return revision, schema.is_complete(revision)
 
     async def check(self) -> bool:

@@ -1,8 +1,8 @@
 """Bringing a database to this release's schema, and telling whether it is there.
 
 A revision is expanding, so that the release before goes on serving, or contracting (`is_contracting` in its module): it
-takes away what only that release needs. The run of `cairn migrate` that expands a database in use leaves what contracts
-to a later run, which an operator starts when no process of the release before is left.
+takes away what only that release needs. `cairn migrate` leaves what contracts until it is told to finish, by whoever
+knows that no process of the release before is left: two runs at once, or one too many, shut nobody out.
 """
 
 from __future__ import annotations
@@ -48,13 +48,18 @@ _MIGRATION_LOCK = 0x43414952
 _LOCKED_OUT = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
-async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
+_NO_TEMPORARY_TABLES = """
+do $$ begin execute format('revoke temporary on database %I from public', current_database()); end $$
+"""
+
+
+async def migrate(owner_url: str, *, service_login: str | None = None, finish: bool = False) -> str:
     """Brings the schema up to this release's, as its owner; safe to repeat and to run twice at once.
 
     Each revision is made as a whole or not at all; those before one that fails stay, and it goes on from there.
     Makes the next months' partitions too, and lets `service_login`, where given, work as the service role.
-    Returns the revision that the database is then at. A database in use that was expanded is not contracted in the
-    same run; `check_schema` says whether that is left.
+    Returns the revision that the database is then at. Where there is an organisation, only with `finish` is anything
+    made that would stop the release before; `check_schema` says whether that is left.
 
     Raises:
         WrongSchema: when a newer release has migrated it, or the owner may not do what is needed, or a revision after
@@ -77,7 +82,7 @@ async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
                     await connection.run_sync(_take_turn)
                     if service_login is not None:
                         await _check_login(connection, service_login)
-                    made = await connection.run_sync(_make_next, may_contract=not reached)
+                    made = await connection.run_sync(_make_next, may_contract=finish)
                     if made is None:
                         return await _finish(connection, service_login)
                 reached = f"the database is at schema {made} now: "
@@ -108,6 +113,9 @@ async def migrate(owner_url: str, *, service_login: str | None = None) -> str:
 
 async def _finish(connection: AsyncConnection, service_login: str | None) -> str:
     await connection.execute(text("select make_tool_call_partitions(now(), :months)"), {"months": _MONTHS_AHEAD})
+    # Nobody who works here needs temporary tables, and one that is named like ours could be taken for it. Where the
+    # database is somebody else's, this changes nothing.
+    await connection.execute(text(_NO_TEMPORARY_TABLES))
     if service_login is not None:
         await _let_in(connection, service_login)
     return str(await connection.scalar(text("select version_num from alembic_version")))

@@ -48,8 +48,8 @@ def with_container(data_dir: Path | None, work: Callable[[Container], Awaitable[
     return with_storage(data_dir, opened)
 
 
-def migrate(data_dir: Path | None, as_json: bool) -> None:
-    revision, is_complete = with_storage(data_dir, lambda held: held.migrate(), may_create=True)
+def migrate(finish: bool, data_dir: Path | None, as_json: bool) -> None:
+    revision, is_complete = with_storage(data_dir, lambda held: held.migrate(finish=finish), may_create=True)
     said = [f"The database is at schema {revision}."]
     if not is_complete:
         said.append(MIGRATION_LEFT)

@@ -148,12 +148,13 @@ def serve(**options: Any) -> None:
 
 
 @main.command()
+@click.option("--finish", is_flag=True, help="Also make what stops the release before: when no process of it runs.")
 @_data_dir
 @_json
 def migrate(**options: Any) -> None:
     """Bring the database to this release's schema.
 
-    Safe to repeat, and to run twice at once.
+    Safe while the release before serves, to repeat, and to run twice at once.
     """
     _run("migrate", options)
 

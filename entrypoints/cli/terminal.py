@@ -33,8 +33,8 @@ _MAX_WIDTH = 100
 _EDITS_SHOWN = 20
 
 MIGRATION_LEFT = (
-    "A part of the migration is left, as it would stop the release before: run 'cairn migrate' again when no process "
-    "of that release is running."
+    "A part of the migration is left, as it would stop the release before: when no process of that release is running, "
+    "run 'cairn migrate --finish'."
 )
 
 

@@ -9,7 +9,7 @@ the organisation and then runs the statement. It is never named within the state
 that would happen. A function is never changed, as the release before calls it: a changed one gets another name, and
 the former one goes in a later contracting revision.
 
-Safe while the previous release serves, which knows no such setting: where it was never made, a second policy lets that
+Safe while the previous release serves, which knows no such setting: where none is made, a second policy lets that
 release on. Revision 0008 takes it away.
 """
 
@@ -51,7 +51,7 @@ alter table {table} enable row level security;
 create policy organization on {table} to cairn_service
     using ({column} = current_setting('app.organization_id', true));
 create policy former_release on {table} to cairn_service
-    using (current_setting('app.organization_id', true) is null);
+    using (coalesce(current_setting('app.organization_id', true), '') = '');
 """
 
 # Nobody is granted anything on a partition, and the policies of tool_calls guard the way through it. Behind that, the
@@ -240,25 +240,26 @@ MATCHING = "     where w.id = $4 or w.key = $4 or lower(shown.title) = lower($4)
 
 # Who is there, before it is known whose organisation is asked for. These run as the tables' owner, whom the policies do
 # not hold back, and tell no more than a name in answer to a name; `organization_ids` is for the operator's lists.
+# Temporary tables are looked for last, and the service makes none: what runs as the owner must find the owner's tables.
 DIRECTORY = """
 create function server_at(slug_asked text, custom_domain_asked text) returns table (
     organization_id text, id text, slug text, custom_domain text, name text, auth_mode text)
-language sql stable security definer set search_path from current as $$
+language sql stable security definer set search_path = pg_catalog, public, pg_temp as $$
     select s.organization_id, s.id, s.slug, s.custom_domain, s.name, s.auth_mode
-      from mcp_servers s
+      from public.mcp_servers s
      where s.slug = slug_asked or s.custom_domain = custom_domain_asked
      order by s.slug = slug_asked desc
      limit 1
 $$;
 
 create function organization_of(slug_asked text) returns text
-language sql stable security definer set search_path from current as $$
-    select o.id from organizations o where o.slug = slug_asked
+language sql stable security definer set search_path = pg_catalog, public, pg_temp as $$
+    select o.id from public.organizations o where o.slug = slug_asked
 $$;
 
 create function organization_ids() returns setof text
-language sql stable security definer set search_path from current as $$
-    select o.id from organizations o order by o.slug
+language sql stable security definer set search_path = pg_catalog, public, pg_temp as $$
+    select o.id from public.organizations o order by o.slug
 $$;
 """
 
@@ -276,6 +277,16 @@ FUNCTIONS = [
     "server_at(text, text)",
     "organization_of(text)",
     "organization_ids()",
+]
+
+# What guards published content looks at the tables, and not at temporary ones of the same name.
+GUARDS = [
+    "walkthrough_steps_guard",
+    "walkthrough_versions_guard",
+    "walkthrough_versions_isolation",
+    "walkthroughs_guard",
+    "walkthrough_ledger_guard",
+    "walkthrough_versions_withdrawal",
 ]
 
 # As 0001 made it.
@@ -320,6 +331,8 @@ def upgrade() -> None:
         _run(
             f"revoke execute on function {function} from public; grant execute on function {function} to cairn_service"
         )
+    for guard in GUARDS:
+        _run(f"alter function {guard}() set search_path = pg_catalog, public, pg_temp")
     for table in TABLES:
         _run(POLICIES.format(table=table, column="id" if table == "organizations" else "organization_id"))
     _run(PARTITIONS)
@@ -333,6 +346,8 @@ def downgrade() -> None:
             f" alter table {table} disable row level security"
         )
     _run(PARTITIONS_DOWN)
+    for guard in GUARDS:
+        _run(f"alter function {guard}() reset search_path")
     for function in FUNCTIONS:
         _run(f"drop function {function}")
 

@@ -1,7 +1,7 @@
 """Row-level security without exception: who names no organisation sees nothing.
 
-Contracting: it shuts out the release before 0007, which names none. `cairn migrate` leaves it for its next run, when no
-process of that release is left.
+Contracting: it shuts out the release before 0007, which names none. `cairn migrate --finish` makes it, when no process
+of that release is left.
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def downgrade() -> None:
     for table in TABLES:
         op.execute(
             f"create policy former_release on {table} to cairn_service"
-            " using (current_setting('app.organization_id', true) is null)"
+            " using (coalesce(current_setting('app.organization_id', true), '') = '')"
         )

@@ -170,12 +170,33 @@ def _renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
 async def test_only_who_is_there_is_told_as_the_owner(owner: asyncpg.Connection) -> None:
     """Policies do not hold the owner back. Everything else that the service calls runs as the service."""
     functions = await owner.fetch(
-        "select proname, prosecdef from pg_proc where pronamespace = 'public'::regnamespace"
+        "select proname, prosecdef, proconfig from pg_proc where pronamespace = 'public'::regnamespace"
         " and has_function_privilege($1, oid, 'EXECUTE')",
         SERVICE_ROLE,
     )
-    assert {name for name, is_owners in functions if is_owners} == _DIRECTORY
+    assert {name for name, is_owners, _ in functions if is_owners} == _DIRECTORY
+    paths = [settings for _, is_owners, settings in functions if is_owners]
+    assert paths == [["search_path=pg_catalog, public, pg_temp"]] * len(_DIRECTORY)
     assert len(functions) > len(_DIRECTORY)
+
+
+async def test_what_runs_as_the_owner_takes_no_temporary_table_for_the_owners(owner: asyncpg.Connection) -> None:
+    """As a service that may make temporary tables, which `cairn migrate` takes from it where it can."""
+    await owner.execute("insert into organizations values ('org_1', 'acme', 'Acme', 1)")
+    async with owner.transaction():
+        await owner.execute("create temporary table ran_by (who text); grant insert on ran_by to cairn_service")
+        await owner.execute(
+            "create function pg_temp.evil() returns text language plpgsql as"
+            " $$ begin insert into pg_temp.ran_by values (current_user); return 'org_evil'; end $$;"
+            " create temporary view organizations as select pg_temp.evil() as id, 'acme'::text as slug;"
+            " grant select on pg_temp.organizations to cairn_service"
+        )
+        await owner.execute("set local role cairn_service")
+        assert await owner.fetchval("select organization_of('acme')") == "org_1"
+        assert await owner.fetch("select * from organization_ids()") == [("org_1",)]
+        await owner.execute("set local role none")
+        assert await owner.fetch("select * from ran_by") == []
+        await owner.execute("drop view pg_temp.organizations; drop function pg_temp.evil(); drop table ran_by")
 
 
 # ------------------------------------------------------------------------------ what the service sends names its own
