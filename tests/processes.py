@@ -109,7 +109,7 @@ def serving(
         yield server
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # without the time that SIGTERM gives a balancer
             try:
                 process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:

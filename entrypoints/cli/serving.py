@@ -1,12 +1,14 @@
 """Running uvicorn: one process, or several behind one socket; and how they end.
 
     a signal              not ready from now on (`Load.is_stopping`), and each answer says that its connection ends
-    nobody comes for      the socket is closed, so that whoever comes is refused and can go to another process;
-      0.3 s, or 2 s after connections that rest are ended, and calls that were accepted are answered and logged
-    after 9 s             whatever is stuck ends with the process, with exit status 1
+    2 s after             the socket is closed, once nobody has come for 0.3 s or else 0.7 s later, so that whoever
+                          comes is refused and can go to another process; connections that rest, or have not
+                          yet said what they want, are ended, and calls that were accepted are answered and logged
+    after 8 s             whatever is stuck ends with the process, with exit status 1
     a second signal       the same at once
 
-The 2 s are for a balancer to notice; SIGINT, as from a keyboard, does without them. Docker waits 10 s before it kills.
+The 2 s are for a balancer to notice; SIGINT, as from a keyboard, does without this waiting. Docker waits 10 s before
+it kills, and the embedded PostgreSQL takes some of them.
 """
 
 from __future__ import annotations
@@ -44,9 +46,10 @@ _NOTICE_SECONDS = 2.0
 # For one moment nobody may be connected, though the next one is on the way: a connection that waits to be accepted when
 # the socket is closed is lost.
 _QUIET_SECONDS = 0.3
+_LATECOMERS_SECONDS = 0.7
 # A call is answered within 5 s of its arrival; this counts from the moment that none arrives any more.
 _ANSWER_SECONDS = 5
-_GRACE_SECONDS = 9.0
+_GRACE_SECONDS = 8.0
 _BACKLOG = 2048
 _FILES = 4096  # connections, and what else a process opens; often only 1,024 are allowed unless asked for
 
@@ -176,7 +179,7 @@ class _Server(uvicorn.Server):
                 _end_now("it was told to stop a second time")
             return
         self._load.is_stopping = True
-        self._close_at = time.monotonic() + (0 if sig == signal.SIGINT else _NOTICE_SECONDS)
+        self._close_at = 0.0 if sig == signal.SIGINT else time.monotonic() + _NOTICE_SECONDS
         # A thread, since what is stuck may be the event loop.
         limit = threading.Timer(_GRACE_SECONDS, _end_now, ["something did not end within the grace period"])
         limit.daemon = True
@@ -186,9 +189,15 @@ class _Server(uvicorn.Server):
         state, now = self.server_state, time.monotonic()
         if state.connections or state.total_requests != self._answered:
             self._answered, self._quiet_since = state.total_requests, now
-        if self._load.is_stopping and (now >= self._close_at or now - self._quiet_since >= _QUIET_SECONDS):
+        is_quiet = now - self._quiet_since >= _QUIET_SECONDS
+        if self._load.is_stopping and now >= self._close_at + (0 if is_quiet else _LATECOMERS_SECONDS):
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Whoever is still sending has not been accepted: they would hold up the end, and be cut off at last.
+        PunctualProtocol.end_those_who_wait()
+        await super().shutdown(sockets)
 
 
 def _end_now(reason: str) -> NoReturn:

@@ -36,8 +36,6 @@ from entrypoints.mcp.server import McpEndpoint
 from entrypoints.settings import Settings
 from entrypoints.traces import Traces, traces_wanted
 
-_PARENT_CHECK_SECONDS = 1.0
-
 _log = structlog.get_logger(__name__)
 
 
@@ -181,7 +179,12 @@ def _methods_at(request: Request[Any, Any, Any]) -> str:
 
 
 async def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """Stops this process in good order once `parent` is gone."""
-    while parent.is_alive():  # noqa: ASYNC110  # nothing that asyncio can wait for tells of a parent's end
-        await asyncio.sleep(_PARENT_CHECK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Stops this process in good order as soon as `parent` is gone, without holding on to its address."""
+    is_gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(parent.sentinel, is_gone.set)
+    try:
+        await is_gone.wait()
+    finally:
+        loop.remove_reader(parent.sentinel)
+    os.kill(os.getpid(), signal.SIGINT)

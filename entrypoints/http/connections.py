@@ -83,8 +83,14 @@ class PunctualProtocol(H11Protocol):
         self._waiting.pop(self, None)
         super().connection_lost(exc)
 
+    @classmethod
+    def end_those_who_wait(cls) -> None:
+        """Ends every connection of this process that waits for its client."""
+        for connection in list(cls._waiting):
+            connection.make_room()
+
     def make_room(self) -> None:
-        """Ends the connection for another's sake, and says so where something may have been asked."""
+        """Ends the connection for others' sake, and says so where something may have been asked."""
         del self._waiting[self]
         if self._taken_by is not None:
             self.transport.abort()
