@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -74,6 +75,35 @@ async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_proces
         assert await _ended(service) == 0
     assert "Traceback" not in service.output
     assert await owner.fetchval("select count(*) from tool_calls where outcome = 'advanced'") == 1
+
+
+@pytest.mark.promise("serve.workers")
+async def test_a_process_that_nobody_calls_listens_until_a_balancer_can_have_noticed(
+    tenant: Tenant, owner_url: str
+) -> None:
+    with serving("serve", "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            await asyncio.to_thread(service.process.wait, 1.2)
+        async with connected(service) as asking:
+            await asking.send(b"GET /readyz HTTP/1.1\r\nhost: any\r\n\r\n")
+            answer = await asking.reply()
+        assert (answer.status, answer.json["failing"]) == (503, "stopping")
+        assert await _ended(service) == 0
+
+
+@pytest.mark.promise("serve.workers")
+async def test_who_is_still_sending_does_not_hold_up_the_end(tenant: Tenant, owner_url: str) -> None:
+    half = tool_request(tenant.host, None, "modern", "list_walkthroughs")[:-1]
+    with serving("serve", "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
+        async with connected(service) as sending:
+            await sending.send(half)
+            began = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            assert (await sending.reply()).status == 503
+            assert await _ended(service) == 0
+            assert time.monotonic() - began < 6
+    assert '"level":"error"' not in service.output
 
 
 @pytest.mark.promise("serve.workers")
