@@ -6,12 +6,14 @@ Nothing here is Cairn's own code, on purpose: the rules of progress are written 
 and not from `domain/progress.py`, so that a mistake in the one is not a mistake in the other.
 
 What a table cannot tell is left to those who hold the clients' own records: a call that was answered and is nowhere.
+Where nothing has failed, so that every call is in the log, `--whole-log` holds each advance against it too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,13 +39,17 @@ class Violation:
         return f"{self.invariant}: {self.where}"
 
 
-async def violations(connection: asyncpg.Connection) -> Sequence[Violation]:
-    """All that is wrong, from one snapshot. The connection must be let past row-level security."""
+async def violations(connection: asyncpg.Connection, *, is_log_whole: bool = False) -> Sequence[Violation]:
+    """All that is wrong, from one snapshot. The connection must be let past row-level security.
+
+    `is_log_whole` says that each call ever made is in the log: none was made past the service, none failed to be
+    recorded, and none was forgotten since.
+    """
     async with connection.transaction(isolation="repeatable_read"):
         return [
             *await _references(connection),
             *await _queried(connection),
-            *await _histories(connection),
+            *await _histories(connection, is_log_whole=is_log_whole),
         ]
 
 
@@ -114,11 +120,18 @@ _QUERIES: Mapping[str, str] = {
         having w.latest_version is distinct from max(v.version) filter (where v.state <> 'draft')
             or w.is_published and (w.latest_version is null or w.archived_at is not null)
     """,
+    # An older one, by a deed of its own or by a later publish that supersedes; and then for ever.
     "versions.withdrawn": """
         select v.organization_id, v.walkthrough_id, v.version
           from walkthrough_versions v
           join walkthroughs w on w.organization_id = v.organization_id and w.id = v.walkthrough_id
          where v.state = 'withdrawn' and v.version >= w.latest_version
+            or v.state <> 'draft' and (v.state = 'withdrawn') <> exists (
+                   select from walkthrough_ledger l
+                    where l.organization_id = v.organization_id and l.walkthrough_id = v.walkthrough_id
+                      and (l.deed = 'withdrawn' and l.version = v.version
+                           or l.deed in ('published', 'rolled_back') and l.policy = 'supersede'
+                          and l.version > v.version))
     """,
     "drafts.edits": """
         select e.organization_id, e.walkthrough_id, e.version, e.revision
@@ -245,6 +258,10 @@ class _Standing:
     last_activity_at: int
     completed_at: int | None
 
+    def completed(self, content: _Content) -> set[str]:
+        """Keys of the steps completed in this attempt; `content` is that of its version."""
+        return self.carried | content.before(self.current)
+
     def row(self) -> dict[str, Any]:
         return {
             "version": self.version,
@@ -267,6 +284,8 @@ class _Tables:
     events: dict[Key, list[Row]] = field(default_factory=lambda: defaultdict(list))
     contents: dict[tuple[str, str], dict[int, _Content]] = field(default_factory=lambda: defaultdict(dict))
     """By organisation and walkthrough: each published version that is one chain."""
+    standings: dict[Key, list[_Standing]] = field(default_factory=dict)
+    """After each of its events, of every progress whose events follow from one another."""
     deeds: dict[Key, Counter[Key]] = field(default_factory=lambda: defaultdict(Counter))
     """What has happened to each progress, in the words of the calls that did it; how often."""
     merged_into: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -281,7 +300,7 @@ class _Tables:
         return None
 
 
-async def _histories(connection: asyncpg.Connection) -> list[Violation]:
+async def _histories(connection: asyncpg.Connection, *, is_log_whole: bool) -> list[Violation]:
     tables = _Tables()
     found = [*_chains(tables, await _versions(connection), await connection.fetch("select * from walkthrough_steps"))]
     tables.progress = {_key(row): row for row in await connection.fetch("select * from walkthrough_progress")}
@@ -298,6 +317,9 @@ async def _histories(connection: asyncpg.Connection) -> list[Violation]:
         found += _replayed(tables, key, row)
     tables.deeds |= {key: _deeds(tables, key, events) for key, events in tables.events.items()}
     found += _answered(tables)
+    found += _told(tables)
+    if is_log_whole:
+        found += _unrecorded(tables)
     found += _shown(tables, await _first_calls(connection), await _told_by_errors(connection))
     return found
 
@@ -344,8 +366,23 @@ def _chains(tables: _Tables, versions: Sequence[Row], steps: Sequence[Row]) -> I
             yield Violation("chain.positions", _at(key))
         if len({step["key"] for step in mine.values()}) != len(mine):
             yield Violation("chain.keys", _at(key))
+        if _content_hash(version, [mine[id] for id in ids]) != version["content_hash"]:
+            yield Violation("content.hash", _at(key))
         content = _Content(ids, {id: mine[id]["key"] for id in ids})
         tables.contents[key[0], key[1]][version["version"]] = content
+
+
+_SHOWN_OF_A_STEP = (
+    *("key", "title", "content", "assistant_notes", "workspace_actions", "done_when"),
+    *("delivery", "estimated_minutes"),
+)
+
+
+def _content_hash(version: Row, steps: Sequence[Row]) -> str:
+    """SHA-256, in hex, of the JSON of all that can be shown, its members sorted by name and its steps in order."""
+    shown: dict[str, Any] = {column: version[column] for column in ("title", "description", "type")}
+    shown["steps"] = [{column: step[column] for column in _SHOWN_OF_A_STEP} for step in steps]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _replayed(tables: _Tables, key: Key, row: Row) -> Iterator[Violation]:
@@ -359,6 +396,8 @@ def _replayed(tables: _Tables, key: Key, row: Row) -> Iterator[Violation]:
         yield Violation(kind, f"{_at(key)}: revision {row['revision']} after {len(events)} events")
         return
     at: _Standing | None = None
+    standings: list[_Standing] = []
+    noted: set[Key] = set()
     for event in events:
         where = f"{_at(key)} at revision {event['revision']}"
         if at is not None and event["occurred_at"] < at.last_activity_at:
@@ -368,7 +407,14 @@ def _replayed(tables: _Tables, key: Key, row: Row) -> Iterator[Violation]:
         except _Impossible as problem:
             yield Violation("events.rules", f"{where}: {event['kind']}: {problem}")
             return
+        standings.append(at)
+        if event["kind"] == "stuck":
+            note = event["attempt"], event["from_step_id"], event["note"]
+            if note in noted:
+                yield Violation("events.noted-twice", where)
+            noted.add(note)
     assert at is not None
+    tables.standings[key] = standings
     expected = at.row()
     for column, value in expected.items():
         if row[column] != value:
@@ -396,12 +442,13 @@ def _after(tables: _Tables, key: Key, at: _Standing | None, event: Row) -> _Stan
         return _Standing(event["version"], 1, 1, "in_progress", target, set(), now, now, None)
     _require(at.status != "merged", "nothing follows on what was merged into an account")
     is_open, is_here = at.status == "in_progress", event["version"] == at.version
-    completed = at.carried | contents[at.version].before(at.current)
+    completed = at.completed(contents[at.version])
     version, carried, status = at.version, at.carried, at.status
     if kind == "restarted":
         _require(event["attempt"] == at.attempt + 1, "a restart is the next attempt")
         _require(event["version"] >= at.version and source == at.current, "a restart leads from here to the latest")
         _require(target == content.ids[0], "who restarts is on the first step")
+        _require(event["version"] > at.version or bool(completed), "an attempt that is untouched is resumed")
         return _Standing(
             event["version"], at.attempt + 1, event["revision"], "in_progress", target, set(), now, now, None
         )
@@ -527,6 +574,56 @@ def _answered(tables: _Tables) -> Iterator[Violation]:
             yield Violation("calls.no-event", f"{_at(key)}: {call['id']} was told {_at(deed)}")
 
 
+def _told(tables: _Tables) -> Iterator[Violation]:
+    """What moved nothing shows the step on which its person stood, or on review one that they had completed too.
+
+    And it is answered `repeated` only where the step that was handed in lay behind them.
+    """
+    for call in tables.calls:
+        key, step = _held_by(tables, call), call["step_id"]
+        if key in tables.progress and key not in tables.standings:
+            continue  # named already
+        contents, (attempt, handed, _) = tables.contents[key[0], key[3]], _handle_of(tables, call)
+        standings = [each for each in tables.standings.get(key, ()) if each.version == call["version"]]
+        stood = [each for each in standings if each.current == step]
+        match call["tool_name"], call["outcome"]:
+            case "review_walkthrough_step", "review":
+                shown = tables.step_key(key[0], key[3], step)
+                is_so = bool(stood) or any(shown in each.completed(contents[each.version]) for each in standings)
+            case "select_walkthrough", "completed":
+                is_so = step is None and bool(stood)
+            case "next_walkthrough_step", "stuck":
+                is_so = tables.step_key(key[0], key[3], step) == handed and attempt in {each.attempt for each in stood}
+            case "next_walkthrough_step", "repeated":
+                is_so = any(
+                    each.attempt == attempt
+                    and (
+                        handed in each.completed(contents[each.version])
+                        or handed not in contents[each.version].keys.values()
+                    )
+                    for each in stood
+                )
+            case _:
+                continue
+        if not is_so:
+            yield Violation("calls.shown", f"{_at(key)}: {call['id']} was told {call['outcome']} and shown {step}")
+
+
+def _unrecorded(tables: _Tables) -> Iterator[Violation]:
+    """Each advance was told to somebody as what it was, or as the move that a publish demanded after it."""
+    made = {
+        (_held_by(tables, call), *_handle_of(tables, call))
+        for call in tables.calls
+        if call["tool_name"] == "next_walkthrough_step"
+        and call["outcome"] in ("advanced", "completed", "moved_to_latest")
+    }
+    for key, events in tables.events.items():
+        for event in events:
+            left = event["attempt"], tables.step_key(key[0], key[3], event["from_step_id"]), event["outcome"]
+            if event["kind"] == "advanced" and (key, *left) not in made:
+                yield Violation("calls.unrecorded", f"{_at(key)} at revision {event['revision']}")
+
+
 def _held_by(tables: _Tables, call: Row) -> Key:
     """Whose progress a call was about: a visitor's may have gone to an account since."""
     mine = _key(call)
@@ -586,10 +683,10 @@ def _shown(
 # ------------------------------------------------------------------------------------------------------------- alone
 
 
-async def _check(url: str) -> int:
+async def _check(url: str, *, is_log_whole: bool) -> int:
     connection = await asyncpg.connect(url)
     try:
-        found = await violations(connection)
+        found = await violations(connection, is_log_whole=is_log_whole)
     finally:
         await connection.close()
     for violation in found:
@@ -598,6 +695,8 @@ async def _check(url: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m tests.torture.checker postgresql://…")
-    sys.exit(asyncio.run(_check(sys.argv[1])))
+    given = sys.argv[1:]
+    if len(given) - given.count("--whole-log") != 1:
+        sys.exit("usage: python -m tests.torture.checker [--whole-log] postgresql://…")
+    url = next(each for each in given if each != "--whole-log")
+    sys.exit(asyncio.run(_check(url, is_log_whole="--whole-log" in given)))
