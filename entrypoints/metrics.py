@@ -17,15 +17,18 @@ import asyncio
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler, disable_created_metrics
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -36,9 +39,12 @@ from domain.errors import TooManyRequests
 # Where prometheus-client looks, as it is imported, for the directory in which several processes count.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_SECONDS = 1.0
-_READER_SECONDS = 5.0  # for a request of one line: whoever reads figures is near
+_READERS = 8  # at a time: of those who are meant to read, there are one or two
+_READER_SECONDS = 5.0  # for all of a connection, that asks one line: whoever reads figures is near
 # An advance takes 1 ms, and whatever is not answered within 5 s is given up.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+_log = structlog.get_logger(__name__)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
 _REGISTRY = CollectorRegistry()
@@ -82,6 +88,7 @@ _open_files = Gauge("process_open_fds", "Open file descriptors.", registry=_REGI
 _start_time = Gauge(
     "process_start_time_seconds", "When the oldest process began.", registry=_REGISTRY, multiprocess_mode="livemin"
 )
+_start_time.set(time.time())  # now: of several processes the least counts, and a worker that starts would count as 0
 
 
 class CountedLimits:
@@ -117,7 +124,6 @@ class Growth:
 async def sampled(take: Callable[[], None]) -> None:
     """Takes the figures that others keep, again and again until it is cancelled, and then once more."""
     build_info.labels(version("cairn")).set(1)
-    _start_time.set(time.time())
     cpu = Growth(_cpu_seconds, time.process_time)
     try:
         while True:
@@ -144,7 +150,8 @@ def _take_process() -> None:
 def served(listener: socket.socket, *, workers: int) -> Iterator[None]:
     """Serves the figures at `/metrics` of a socket that listens: this process's own, or those of all its workers.
 
-    Workers have to be started within. Slow readers take a thread each, for some seconds.
+    Workers have to be started within. Of several who read at a time each takes a thread: beyond 8, a connection is
+    closed at once, and none lasts longer than 5 s, however slowly it asks.
     """
     registry, directory = _REGISTRY, None
     if workers > 1:
@@ -154,8 +161,6 @@ def served(listener: socket.socket, *, workers: int) -> Iterator[None]:
         MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # has no types
 
     class Handler(MetricsHandler):
-        timeout = _READER_SECONDS
-
         def do_GET(self) -> None:  # noqa: N802  # as http.server has it
             if self.path != "/metrics":
                 self.send_error(404)
@@ -165,9 +170,7 @@ def served(listener: socket.socket, *, workers: int) -> Iterator[None]:
             super().do_GET()
 
     Handler.registry = registry
-    server = ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listener
+    server = _FewReaders(listener, Handler)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
@@ -176,6 +179,46 @@ def served(listener: socket.socket, *, workers: int) -> Iterator[None]:
         server.shutdown()
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+class _FewReaders(ThreadingHTTPServer):
+    """Serves a few connections at a time on a socket that listens, each for a few seconds."""
+
+    def __init__(self, listener: socket.socket, handler: type[MetricsHandler]) -> None:
+        super().__init__(("", 0), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self._changes = threading.Lock()
+        self._began: dict[Any, float] = {}
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is a place for it, which it has from now on."""
+        with self._changes:
+            if len(self._began) >= _READERS:
+                return False
+            self._began[request] = time.monotonic()
+            return True
+
+    def service_actions(self) -> None:
+        """Called twice a second, and after each connection that comes: ends those that have had their time."""
+        now = time.monotonic()
+        with self._changes:  # none is closed meanwhile, so that its number is not another's
+            for request, began in self._began.items():
+                if now - began >= _READER_SECONDS:
+                    with suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Its place is another's."""
+        with self._changes:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Not what http.server does: it prints who read. That somebody has gone, or was ended, is no error."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            _log.error("the figures could not be told", exc_info=error)
 
 
 def _fresh_directory(port: int) -> Path:

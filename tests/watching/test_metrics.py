@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
 import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from adapters.postgres.connections import Database
 from domain.errors import InvalidValue, OperatorError
 from domain.tenancy import AuthMode
+from entrypoints import metrics
 from entrypoints.cli.serving import metrics_served
 from entrypoints.mcp.tools import TOOLS
 from entrypoints.settings import Settings, host_and_port
-from tests.processes import Serving
+from tests.processes import PROJECT, Serving, environment
 from tests.serving.conftest import Tenant, call, make_tenant
 from tests.sign_in.conftest import Host
 from tests.watching.conftest import at, figures, figures_at, growth, wait_until, watched
@@ -153,6 +160,61 @@ async def test_nothing_else_is_served_where_figures_are(service: Serving) -> Non
     assert httpx2.get(f"{address}/more").status_code == 404
     assert httpx2.get(address.removesuffix("metrics")).status_code == 404
     assert httpx2.post(address).status_code == 501
+
+
+def test_slow_readers_take_few_places_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "_READER_SECONDS", 60.0)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.enter_context(metrics.served(listener, workers=1))
+
+        def reader() -> socket.socket:
+            return stack.enter_context(socket.create_connection(listener.getsockname(), timeout=10))
+
+        def is_read() -> bool:
+            try:
+                return httpx2.get(f"http://127.0.0.1:{listener.getsockname()[1]}/metrics").status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        slow = [reader() for _ in range(8)]
+        for each in slow:
+            each.sendall(b"GET /metrics HTTP/1.0\r\nslow: ")
+        assert reader().recv(1) == b"", "the ninth is closed at once"
+        for each in slow:
+            each.setblocking(False)
+            with pytest.raises(BlockingIOError):  # not ended, and nothing told
+                each.recv(1)
+        assert not is_read()
+        monkeypatch.setattr(metrics, "_READER_SECONDS", 0.5)
+        assert [_ends_a_client_that_never_rests(each) for each in slow] == [True] * 8
+        monkeypatch.setattr(metrics, "_READER_SECONDS", 60.0)
+        wait_until(is_read)
+    assert capfd.readouterr() == ("", ""), "no line names who was ended"
+
+
+def _ends_a_client_that_never_rests(slow: socket.socket) -> bool:
+    """Whether a connection is ended within 10 s on which something comes 20 times a second."""
+    slow.settimeout(0.05)
+    for _ in range(200):
+        try:
+            slow.sendall(b"x")
+            return slow.recv(1) == b""
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+    return False
+
+
+def test_a_worker_that_only_starts_has_begun_all_the_same(tmp_path: Path) -> None:
+    variables = environment(**{metrics.DIRECTORY: str(tmp_path)})
+    subprocess.run([sys.executable, "-c", "import entrypoints.metrics"], cwd=PROJECT, env=variables, check=True)
+    read = MultiProcessCollector(CollectorRegistry(), path=str(tmp_path)).collect()
+    (began,) = [sample.value for each in read for sample in each.samples if sample.name.startswith("process_start")]
+    assert began > 1.7e9
 
 
 async def test_the_figures_of_several_workers_are_their_sum_and_outlive_them(
