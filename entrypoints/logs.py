@@ -21,8 +21,9 @@ import msgspec
 import structlog
 from structlog.typing import EventDict
 
-# Their messages name processes, settings and the operator's own addresses, and nothing of a request.
-_DISCREET_LIBRARIES = frozenset({"uvicorn", "opentelemetry"})
+# Its messages name processes and settings, and nothing of a request. Others tell more: where traces cannot be sent,
+# OpenTelemetry tells the URL that the operator named, which may have a key in it.
+_DISCREET_LIBRARY = "uvicorn"
 _MAX_FRAMES = 40  # of each exception, the innermost
 _MAX_EXCEPTIONS = 8  # of those that led to one another
 
@@ -141,7 +142,7 @@ def _quote_library(logger: Any, method: str, event: EventDict) -> EventDict:
     record: logging.LogRecord = event["_record"]
     library = record.name.partition(".")[0]
     event["logger"] = record.name
-    if library not in _DISCREET_LIBRARIES or not isinstance(record.msg, str):
+    if library != _DISCREET_LIBRARY or not isinstance(record.msg, str):
         event["event"] = record.msg if isinstance(record.msg, str) else type(record.msg).__qualname__
     return event
 

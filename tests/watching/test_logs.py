@@ -8,12 +8,14 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 import structlog
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from adapters.postgres.connections import Database
 from adapters.system import RandomIds
@@ -256,6 +258,19 @@ def test_of_what_libraries_say_only_what_stands_in_their_source_is_told(logged: 
         ("somelib", "ValueError", "error"),
         ("uvicorn.error", "worker 4711 died", "error"),
     ]
+
+
+def test_an_operators_key_in_the_address_that_traces_go_to_is_in_no_line(logged: Any) -> None:
+    exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:1/v1/traces?key={_SECRET}", timeout=60)
+    sending = threading.Thread(target=exporter.export, args=[[]])
+    sending.start()
+    wait_until(lambda: bool(logged()))
+    exporter.shutdown()  # or it would try again for a minute
+    sending.join()
+    first = logged()[0]
+    assert first["logger"].startswith("opentelemetry.exporter.otlp.")
+    assert first["event"].startswith("Transient error %s encountered")
+    assert not [line for line in logged() if _EMAIL in str(line)]
 
 
 async def test_facts_are_noted_for_the_request_under_way_whoever_finds_them_out(logged: Any) -> None:
