@@ -130,14 +130,20 @@ def _sockets(pid: int) -> int:
     return 0
 
 
-@asynccontextmanager
-async def worker_killed(stage: Stage) -> AsyncIterator[None]:
+async def _busy_workers(stage: Stage) -> dict[int, int | None]:
+    """Both workers, and when they were started, once each has clients."""
+
     def are_busy() -> bool:
         workers = _workers(stage.service.pid)
         return len(workers) == 2 and all(_sockets(pid) > _CLIENTS_OF_A_WORKER for pid in workers)
 
     await stage.crowd.until(are_busy, "both workers have clients", seconds=_LIFT_SECONDS)
-    before = {pid: _started(pid) for pid in _workers(stage.service.pid)}
+    return {pid: _started(pid) for pid in _workers(stage.service.pid)}
+
+
+@asynccontextmanager
+async def worker_killed(stage: Stage) -> AsyncIterator[None]:
+    before = await _busy_workers(stage)
     victim = stage.random.choice(sorted(before))
     stage.strike()
     os.kill(victim, signal.SIGKILL)
@@ -166,6 +172,25 @@ async def service_killed(stage: Stage) -> AsyncIterator[None]:
     stage.service = await asyncio.to_thread(stage.start_service)
     assert victim.process.returncode == -signal.SIGKILL
     stage.proof.append(f"pid {victim.pid} killed by SIGKILL, {stage.service.pid} serves")
+
+
+@asynccontextmanager
+async def workers_orphaned(stage: Stage) -> AsyncIterator[None]:
+    """The service is killed and started again at once, as a supervisor does it: its workers have only just noticed."""
+    victim = stage.service
+    orphans = await _busy_workers(stage)
+    stage.strike()
+    victim.kill()
+    stage.service = await asyncio.to_thread(stage.start_service)
+    assert victim.process.returncode == -signal.SIGKILL
+
+    def are_gone() -> bool:
+        return all(_started(pid) != began for pid, began in orphans.items())
+
+    await stage.crowd.until(are_gone, "its workers have ended", seconds=_LIFT_SECONDS)
+    gone = " and ".join(map(str, orphans))
+    stage.proof.append(f"pid {victim.pid} killed by SIGKILL, its workers {gone} gone, {stage.service.pid} serves")
+    yield
 
 
 @asynccontextmanager
@@ -210,11 +235,15 @@ async def postgres_paused(stage: Stage) -> AsyncIterator[None]:
             os.kill(pid, signal.SIGSTOP)
     try:
         yield
-        assert {_state(pid) for pid in processes} <= {"T", None}
-        stage.proof.append(f"{len(processes)} processes in state T for {time.monotonic() - stage.began:.1f} s")
+        # One that was on its way out when it was stopped is gone, or waits for the postmaster to take note.
+        states = {pid: _state(pid) for pid in processes}
+        assert states[postmaster] == "T", states
+        assert set(states.values()) <= {"T", "Z", None}, states
+        stopped = list(states.values()).count("T")
+        stage.proof.append(f"{stopped} processes in state T for {time.monotonic() - stage.began:.1f} s")
     finally:
         for pid in processes:
-            with suppress(ProcessLookupError):  # one that was on its way out when it was stopped
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
 
@@ -471,6 +500,7 @@ async def clock_steps_back(stage: Stage) -> AsyncIterator[None]:
 ROWS = (
     Row("worker killed", worker_killed, workers=2, refused=0),
     Row("service killed", service_killed),
+    Row("service of 2 workers killed", workers_orphaned, workers=2, refused=1, hold_seconds=0, long_seconds=0),
     Row("PostgreSQL killed", postgres_killed),
     Row("PostgreSQL restarted", postgres_restarted),
     Row("PostgreSQL paused", postgres_paused, hold_seconds=6, long_seconds=20),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -25,6 +24,14 @@ async def stage(template: Template, tmp_path_factory: pytest.TempPathFactory) ->
         yield made
 
 
+@pytest.fixture(scope="module")
+async def stage_of_several(template: Template, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """The same for those that take several."""
+    rows = [row for row in ROWS if row.workers > 1]
+    async with staged(rows, template, tmp_path_factory.mktemp("stage-of-several")) as made:
+        yield made
+
+
 @pytest.mark.promise("crash.nothing-lost", "resume.after-restart", "unavailable", "calls.logged")
 @pytest.mark.parametrize("row", [row for row in ROWS if row.workers == 1], ids=lambda row: row.name)
 async def test_a_fault_under_load_loses_nothing_and_is_over_when_it_is_over(
@@ -35,11 +42,10 @@ async def test_a_fault_under_load_loses_nothing_and_is_over_when_it_is_over(
 
 @pytest.mark.promise("crash.nothing-lost", "calls.logged")
 @pytest.mark.parametrize("row", [row for row in ROWS if row.workers > 1], ids=lambda row: row.name)
-async def test_of_several_workers_one_that_is_killed_takes_nothing_along(
-    row: Row, template: Template, tmp_path: Path
+async def test_of_several_workers_one_that_is_killed_takes_nothing_along_nor_does_their_parent(
+    row: Row, template: Template, stage_of_several: Stage
 ) -> None:
-    async with staged([row], template, tmp_path) as stage:
-        await _hold(row, template, stage)
+    await _hold(row, template, stage_of_several)
 
 
 async def _hold(row: Row, template: Template, stage: Stage) -> None:
