@@ -237,8 +237,8 @@ class _Workers:
                 limit = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
                 ready = wait([told, *(process.sentinel for process in self._processes)], limit)
                 if told in ready:
-                    for number in told.recv(16):
-                        self._stop(number)
+                    for _ in told.recv(16):
+                        self._stop()
                 elif not ready:
                     self._kill()
                 for process in [each for each in self._processes if each.exitcode is not None]:
@@ -247,7 +247,7 @@ class _Workers:
                         is_in_order = is_in_order and process.exitcode in (0, -signal.SIGTERM)
                     elif process.exitcode == STARTUP_FAILURE:
                         failure = OperatorError("a worker cannot start: what is said above tells why")
-                        self._stop(signal.SIGTERM)
+                        self._stop()
                     else:
                         _log.warning("a worker has ended and is replaced", status=process.exitcode)
         if failure is not None:
@@ -261,7 +261,7 @@ class _Workers:
             process.start()
             self._processes.append(process)
 
-    def _stop(self, number: int) -> None:
+    def _stop(self) -> None:
         if self._kill_at is not None:
             self._kill()
             return
@@ -272,7 +272,9 @@ class _Workers:
         for process in self._processes:
             if process.pid is not None:
                 with suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+                    # Also where it was SIGINT: one that is just starting would fail by that. From a keyboard, it
+                    # reaches the workers by itself.
+                    os.kill(process.pid, signal.SIGTERM)
 
     def _kill(self) -> None:
         for process in self._processes:
