@@ -826,7 +826,10 @@ async def test_a_document_is_fetched_once_an_hour_and_while_no_transaction_is_op
     open_transactions = []
 
     async def look() -> None:
-        query = "select count(*) from pg_stat_activity where application_name = 'cairn' and state like 'idle in trans%'"
+        query = (
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cairn'"
+            " and state like 'idle in trans%'"
+        )
         open_transactions.append(await owner.fetchval(query))
 
     documents = MemoryClientDocuments({DOCUMENT_URL: DOCUMENT}, meanwhile=look)
