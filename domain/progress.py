@@ -199,10 +199,20 @@ class Progress:
         """Keys of all steps completed in this attempt, in this version (`version`) or an earlier one."""
         return self.carried.union(step.text.key for step in version.steps[: self._position(version)])
 
+    # The next two are asked in every call: what they take does not grow with the number of steps.
+
+    def has_completed(self, step_key: str, version: Version) -> bool:
+        """Whether `completed_keys` has this one."""
+        if step_key in self.carried:
+            return True
+        step = version.step_by_key(step_key)
+        return step is not None and version.position(step.id) < self._position(version)
+
     def completed_steps(self, version: Version) -> int:
         """How many of this version's steps are completed."""
-        completed = self.completed_keys(version)
-        return sum(step.text.key in completed for step in version.steps)
+        before = self._position(version)
+        carried = (version.step_by_key(key) for key in self.carried)
+        return before + sum(step is not None and version.position(step.id) >= before for step in carried)
 
     def handle(self) -> StepHandle | None:
         """The handle of the current step; None once completed."""
@@ -476,7 +486,7 @@ def next_step(
     # A handle counts by its step's key: the same step of another version is the same step.
     is_current = current is not None and shown.text.key == current.text.key
     is_gone = mine.step_by_key(shown.text.key) is None
-    if not (is_current or is_gone or shown.text.key in progress.completed_keys(mine)):
+    if not (is_current or is_gone or progress.has_completed(shown.text.key, mine)):
         raise StepNotCurrent(here)
 
     transition = Transition(progress, progress, (), Told.REPEATED)
@@ -497,7 +507,7 @@ def next_step(
                 told=told,
             )
     elif current is not None and is_current:
-        to_step_id = _first_open(mine, progress.completed_keys(mine) | {current.text.key})
+        to_step_id = _first_open(mine, progress.carried, after=mine.position(current.id))
         transition = _step(
             progress,
             progress.key,
@@ -647,8 +657,10 @@ def _merged(
     return Revised(revised.before, evolve(progress, event, key, versions or {}), (*revised.events, event))
 
 
-def _first_open(version: Version, completed: frozenset[str]) -> StepId | None:
-    return next((step.id for step in version.steps if step.text.key not in completed), None)
+def _first_open(version: Version, completed: frozenset[str], *, after: int = -1) -> StepId | None:
+    """The first step that is not completed, of those after a position."""
+    steps = map(version.steps.__getitem__, range(after + 1, len(version.steps)))
+    return next((step.id for step in steps if step.text.key not in completed), None)
 
 
 def _step(
