@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import NoneType
 from typing import Any, Generic, TypeVar, get_args
 
@@ -57,6 +58,12 @@ class Tool(Generic[ArgumentsT]):
     is_open: bool = False
     """Whether it may be called without a token on a server whose auth mode is not `on_connect`."""
 
+    @cached_property
+    def _nullable(self) -> Sequence[str]:
+        """What is required, and yet may be None: the tool itself has something better to say than "missing"."""
+        fields = msgspec.structs.fields(self.arguments)
+        return [field.encode_name for field in fields if field.required and NoneType in get_args(field.type)]
+
     def decode(self, arguments: Mapping[str, Any] | None) -> ArgumentsT:
         """The arguments of a call, checked. `null` counts as absent.
 
@@ -68,10 +75,8 @@ class Tool(Generic[ArgumentsT]):
             for name, value in (arguments or {}).items()
             if value is not None
         }
-        for field in msgspec.structs.fields(self.arguments):
-            # Required, and yet None is a value of it: the tool itself has something better to say than "missing".
-            if field.required and NoneType in get_args(field.type):
-                given.setdefault(field.encode_name, None)
+        for name in self._nullable:
+            given.setdefault(name, None)
         try:
             return msgspec.convert(given, self.arguments, strict=True)
         except msgspec.ValidationError as error:
