@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from adapters.postgres.pool import Connection, ConnectionPool
 from domain.errors import OperatorError, TemporarilyUnavailable
 from domain.tenancy import OrganizationId
 
@@ -31,8 +32,6 @@ _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
 _LOOK_SECONDS = 0.8  # whoever asks whether all is well is told within a second
-# For a statement that was given up to be cancelled; its connection is thrown away then.
-_RELEASE_TIMEOUT_SECONDS = 0.2
 # Every page of a sign-in and every token goes by these, each for some milliseconds.
 _ENGINE_POOL_SIZE = 4
 
@@ -123,16 +122,51 @@ def cause_of(error: BaseException | None) -> BaseException | None:
     return error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
 
 
+def _is_away(error: BaseException) -> bool:
+    """Whether this is a sign of an unreachable, overloaded or restarting database."""
+    cause = cause_of(error)
+    return isinstance(cause, _AWAY) and not isinstance(cause, _MISTAKES)
+
+
 @asynccontextmanager
 async def unavailable_when_away() -> AsyncIterator[None]:
     """Turns every sign of an unreachable, overloaded or restarting database into `TemporarilyUnavailable`."""
     try:
         yield
-    except (*_AWAY, DBAPIError) as error:
-        cause = cause_of(error)
-        if isinstance(cause, _AWAY) and not isinstance(cause, _MISTAKES):
+    except Exception as error:
+        if _is_away(error):
             raise TemporarilyUnavailable from error
         raise
+
+
+class _Hot:
+    """`Database.hot`. No generator: each call comes here three times, and that would take longer than to get a
+    connection does."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Connection:
+        try:
+            self._connection = await self._pool.take(_ACQUIRE_TIMEOUT_SECONDS)
+        except Exception as error:
+            if _is_away(error):
+                raise TemporarilyUnavailable from error
+            raise
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What the database itself refused has ended; of anything else, nobody knows.
+        if error is None or isinstance(error, asyncpg.PostgresError):
+            self._pool.give_back(self._connection)
+        else:
+            await self._pool.throw_away(self._connection)
+        if error is not None and _is_away(error):
+            raise TemporarilyUnavailable from error
 
 
 class Database:
@@ -145,19 +179,13 @@ class Database:
         self.on_statement: Callable[[Any], None] | None = None
         """Is told of each statement of a tool call once it has ended, in the context of whoever made it: an
         `asyncpg.connection.LoggedQuery`. To be set before the pools are opened."""
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pool: ConnectionPool | None = None
         self._engine: AsyncEngine | None = None
 
     async def __aenter__(self) -> Database:
         arguments = self._access.connect_arguments()
         # No connection is made here: a service starts, and answers, while its database is away.
-        self._pool = await asyncpg.create_pool(
-            min_size=0,
-            max_size=self._pool_size,
-            reset=_keep_session,
-            init=self._listen,
-            **arguments,
-        )
+        self._pool = ConnectionPool(self._connect, self._pool_size)
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=lambda **_: asyncpg.connect(**arguments),
@@ -177,20 +205,15 @@ class Database:
         if self._engine is not None:
             await self._engine.dispose()
         if self._pool is not None:
-            try:
-                # Calls in flight have had their time before this; a dead server must not hold up a shutdown.
-                async with asyncio.timeout(_STATEMENT_TIMEOUT_SECONDS):
-                    await self._pool.close()
-            except TimeoutError:
-                self._pool.terminate()
+            await self._pool.close()
 
     def connections(self) -> Mapping[str, tuple[int, int]]:
         """Of each pool, how many connections are in use, and how many are free."""
         assert self._pool is not None, "the database has not been opened"  # noqa: S101
         assert self._engine is not None  # noqa: S101
-        free, rest = self._pool.get_idle_size(), self._engine.pool
+        rest = self._engine.pool
         assert isinstance(rest, QueuePool)  # noqa: S101  # as it is where nothing else is asked for
-        return {"calls": (self._pool.get_size() - free, free), "rest": (rest.checkedout(), rest.checkedin())}
+        return {"calls": (self._pool.in_use, self._pool.free), "rest": (rest.checkedout(), rest.checkedin())}
 
     async def trouble(self, can_serve: Callable[[str], bool]) -> Literal["database", "pool", "schema"] | None:
         """What keeps a tool call from being answered now, within `_LOOK_SECONDS`; None: nothing does.
@@ -199,35 +222,27 @@ class Database:
         """
         assert self._pool is not None, "the database has not been opened"  # noqa: S101
         try:
-            async with asyncio.timeout(_LOOK_SECONDS), unavailable_when_away(), self._pool.acquire() as connection:
+            async with asyncio.timeout(_LOOK_SECONDS), self.hot() as connection:
                 revision = await connection.fetchval("select version_num from alembic_version")
         except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
             return "schema"
         except (TemporarilyUnavailable, TimeoutError, asyncpg.PostgresError):  # the last: it lets nobody in any more
-            in_use, _ = self.connections()["calls"]
-            return "pool" if in_use >= self._pool_size else "database"
+            return "pool" if self._pool.in_use >= self._pool.size else "database"
         return None if revision is not None and can_serve(revision) else "schema"
 
-    @asynccontextmanager
-    async def hot(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+    def hot(self) -> AbstractAsyncContextManager[Connection]:
         """A connection of the asyncpg pool, in autocommit: for functions, as no table shows a row here.
 
         Raises:
             TemporarilyUnavailable: when none can be had, or the statement cannot be answered, in time.
         """
         assert self._pool is not None, "the database has not been opened"  # noqa: S101
-        async with unavailable_when_away():
-            connection = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS)
-            try:
-                yield connection
-            finally:
-                # By itself, asyncpg would wait for the cancellation as long as for the connection.
-                await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_SECONDS)
+        return _Hot(self._pool)
 
     @asynccontextmanager
     async def hot_transaction(
         self, organization_id: OrganizationId
-    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+    ) -> AsyncIterator[Connection]:
         """A connection of the asyncpg pool in one transaction, on this organisation's rows: three round trips more.
 
         Raises:
@@ -253,15 +268,13 @@ class Database:
             too_long.reschedule(None)
             yield connection
 
-    async def _listen(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _connect(self) -> Connection:
+        connection: Connection = await asyncpg.connect(**self._access.connect_arguments())
         if self.on_statement is not None:
             connection.add_query_logger(self.on_statement)
+        return connection
 
 
 async def act_for(connection: AsyncConnection, organization_id: OrganizationId) -> None:
     """From now on and until the transaction ends, this organisation's rows are seen and written, and no others."""
     await connection.exec_driver_sql(_ACT_FOR, (organization_id,))
-
-
-async def _keep_session(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """No session state is ever set, so there is none to reset."""
