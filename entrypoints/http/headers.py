@@ -22,20 +22,23 @@ class Headers:
     """The headers of a request, by lower-case name."""
 
     def __init__(self, scope: HTTPScope) -> None:
-        self._all = scope["headers"]
+        # Each request is asked for a dozen of them.
+        self._values: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            self._values.setdefault(name, []).append(value)
 
     def only(self, name: bytes) -> str | None:
         """The value of a header that may come once; None when it is missing, or comes twice and says nothing."""
-        values = [value for key, value in self._all if key == name]
+        values = self._values.get(name, ())
         return values[0].decode("latin-1").strip() if len(values) == 1 else None
 
     def count(self, name: bytes) -> int:
         """How often it comes."""
-        return sum(key == name for key, _ in self._all)
+        return len(self._values.get(name, ()))
 
     def all(self, name: bytes) -> list[str]:
         """Every value of it, in order."""
-        return [value.decode("latin-1") for key, value in self._all if key == name]
+        return [value.decode("latin-1") for value in self._values.get(name, ())]
 
     def listed(self, name: bytes) -> list[str]:
         """The members of a header that is a list, in lower case; several headers are one (RFC 9110 section 5.3)."""
@@ -43,7 +46,7 @@ class Headers:
 
     def starting(self, prefix: bytes) -> list[bytes]:
         """The values of all whose names begin so."""
-        return [value for key, value in self._all if key.startswith(prefix)]
+        return [value for name, values in self._values.items() if name.startswith(prefix) for value in values]
 
     def take_pages(self) -> bool:
         """Whether a browser shows the answer to somebody (RFC 9110 section 12.5.1)."""
