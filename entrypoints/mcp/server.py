@@ -24,6 +24,7 @@ from mcp.server import CacheHint, Server, ServerRequestContext
 from mcp.server.context import CallNext, HandlerResult
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
+from mcp_types.methods import validate_client_request
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from application.learning import Learning
@@ -55,6 +56,9 @@ _MAX_LOGGED_CHARS = 4_000  # per argument; longer than any argument that can be 
 _MAX_LOGGED_ARGUMENTS = 20
 _SERVER_INFO_META = "io.modelcontextprotocol/serverInfo"
 
+_STAMP = {"name": "cairn", "version": installed_version("cairn")}
+_encode = msgspec.json.Encoder().encode
+
 _MAX_COMPLETIONS = 100  # MCP "Completion": at most so many values
 _ICONS = [icon.model_dump(by_alias=True, exclude_none=True) for icon in ICONS]
 
@@ -79,6 +83,19 @@ class Arrival:
 
 
 STATE_KEY = "cairn"
+_WRITER = "cairn.writer"  # beside it
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a tool says. `structured` is None exactly where it is an error."""
+
+    text: str
+    structured: msgspec.Struct | None
+
+    @property
+    def is_error(self) -> bool:
+        return self.structured is None
 
 
 class McpEndpoint:
@@ -100,13 +117,12 @@ class McpEndpoint:
         self._ids = ids
         self._traces = traces
         self._warned_at = -_WARNING_SECONDS
-        self._running: set[asyncio.Task[types.CallToolResult]] = set()
+        self._running: set[asyncio.Task[_Said]] = set()
         self._at_once: Counter[tuple[str, str | None]] = Counter()  # by person; nobody stands there with none
-        schemas = {name: input_schema(tool.arguments) for name, tool in TOOLS.items()}
         self._tools = [_listed(tool) for tool in TOOLS.values()]
         server: Server[Any] = Server(
-            "cairn",
-            version=installed_version("cairn"),
+            _STAMP["name"],
+            version=_STAMP["version"],
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_list_prompts=self._list_prompts,
@@ -115,8 +131,9 @@ class McpEndpoint:
             on_list_resource_templates=_list_resource_templates,
             on_read_resource=self._read_resource,
             on_completion=self._complete,
-            # Without it the SDK lists the tools before each call.
-            get_tool_input_schema=schemas.get,
+            # Without it the SDK lists the tools before each call, and with a schema it walks through that, to find
+            # arguments that stand in a header as well. None of ours does.
+            get_tool_input_schema=lambda name: None,
             cache_hints={
                 "tools/list": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
                 "resources/templates/list": CacheHint(ttl_ms=_LIST_TTL_MS, scope="public"),
@@ -128,7 +145,7 @@ class McpEndpoint:
             },
         )
         # In place of the SDK's own tracing: that names spans by what callers write, and keeps what exceptions say.
-        server.middleware = [*([self._trace] if traces is not None else []), _introduce]
+        server.middleware = [*([self._trace] if traces is not None else []), self._call, _introduce]
         # No security settings: host and origin are checked by the gate, against what the database knows.
         self._manager = StreamableHTTPSessionManager(
             server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES
@@ -148,7 +165,9 @@ class McpEndpoint:
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, past the gate."""
-        await self._manager.handle_request(scope, receive, _in_utf8(send))  # type: ignore[arg-type]  # Litestar's types
+        writer = _Writer(send)
+        scope["state"][_WRITER] = writer
+        await self._manager.handle_request(scope, receive, writer.send)  # type: ignore[arg-type]  # Litestar's types
 
     async def _trace(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         """SDK middleware: a span around a message."""
@@ -163,12 +182,38 @@ class McpEndpoint:
         tools, _ = page(self._tools, params.cursor if params else None, lambda tool: tool.name)
         return types.ListToolsResult(tools=tools)
 
+    async def _call(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        """SDK middleware: a tool call of the newest era, in place of everything that follows.
+
+        Of what the SDK would do, the validation of the request is done here too. Its models of the result are not made:
+        that is known to be right (a test compares), and would go through three of them.
+        """
+        if ctx.method != "tools/call" or ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS or not ctx.params:
+            return await call_next(ctx)
+        try:
+            validate_client_request(ctx.method, ctx.protocol_version, ctx.params)
+        except ValueError:
+            return await call_next(ctx)  # which says what is wrong
+        said = await self._answered(ctx, ctx.params["name"], ctx.params.get("arguments"))
+        _writer(ctx).body = _encode({"jsonrpc": "2.0", "id": ctx.request_id, "result": _result(ctx, said)})
+        return {"isError": said.is_error}
+
     async def _call_tool(
         self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        arrival = _arrival(context)
+        """A tool call of the handshake era."""
+        said = await self._answered(context, params.name, params.arguments)
+        return types.CallToolResult(
+            content=[types.TextContent(type="text", text=said.text)],
+            structured_content=None if said.structured is None else msgspec.to_builtins(said.structured),
+            is_error=said.is_error,
+        )
+
+    async def _answered(
+        self, context: ServerRequestContext[Any, Any], name: str, arguments: Mapping[str, Any] | None
+    ) -> _Said:
         # A task of its own: once begun, a call is finished and logged even when its client goes away.
-        task = asyncio.create_task(self._answer(arrival, context, params))
+        task = asyncio.create_task(self._answer(_arrival(context), context, name, arguments or {}))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -239,7 +284,7 @@ class McpEndpoint:
             _log.error("request failed", method=context.method, exc_info=error)
             raise MCPError(code=types.INTERNAL_ERROR, message="Internal error") from error
 
-    def _finished(self, task: asyncio.Task[types.CallToolResult]) -> None:
+    def _finished(self, task: asyncio.Task[_Said]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # has been raised to whoever still waited; where nobody did, asyncio need not say so
@@ -248,17 +293,18 @@ class McpEndpoint:
         self,
         arrival: Arrival,
         context: ServerRequestContext[Any, Any],
-        params: types.CallToolRequestParams,
-    ) -> types.CallToolResult:
+        name: str,
+        arguments: Mapping[str, Any],
+    ) -> _Said:
         """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
         again is told so."""
-        began, label = time.perf_counter(), _label(params.name)
+        began, label = time.perf_counter(), _label(name)
         try:
             if arrival.caller is None:
                 return self._unavailable("the gate could not ask the database", label)
             with self._counted(arrival.caller):
                 async with asyncio.timeout_at(arrival.answer_by):
-                    return await self._run_and_record(arrival.caller, arrival, context, params)
+                    return await self._run_and_record(arrival.caller, arrival, context, name, arguments)
         except TemporarilyUnavailable as error:
             cause = title_of(error.__cause__) if error.__cause__ else "others were faster, time and again"
             return self._unavailable(cause, label)
@@ -267,7 +313,7 @@ class McpEndpoint:
         finally:
             metrics.tool_call_seconds.labels(label).observe(time.perf_counter() - began)
 
-    def _unavailable(self, cause: str, label: str) -> types.CallToolResult:
+    def _unavailable(self, cause: str, label: str) -> _Said:
         self._warn(cause)
         _count_outcome(label, TemporarilyUnavailable.code)
         return _refused(TemporarilyUnavailable())
@@ -283,8 +329,9 @@ class McpEndpoint:
         caller: Caller,
         arrival: Arrival,
         context: ServerRequestContext[Any, Any],
-        params: types.CallToolRequestParams,
-    ) -> types.CallToolResult:
+        name: str,
+        arguments: Mapping[str, Any],
+    ) -> _Said:
         """Runs the tool, records the call, and only then answers. Where no more calls can be recorded, none is run."""
         began = time.perf_counter_ns()
         answer: Answer | None = None
@@ -292,10 +339,10 @@ class McpEndpoint:
         with self._calls.admit() as record:
             try:
                 await self._count(caller)
-                tool = TOOLS.get(params.name)
+                tool = TOOLS.get(name)
                 if tool is None:
-                    raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:100]}")
-                answer = await tool.run(self._learning, caller, tool.decode(params.arguments))
+                    raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {name[:100]}")
+                answer = await tool.run(self._learning, caller, tool.decode(arguments))
             except TemporarilyUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded and then answered
@@ -305,7 +352,7 @@ class McpEndpoint:
                 ToolCall(
                     id=CallId(self._ids.new("call")),
                     caller=caller,
-                    tool_name=_loggable(params.name),
+                    tool_name=_loggable(name),
                     client_name=client_name,
                     client_version=client_version,
                     protocol_version=context.protocol_version,
@@ -315,17 +362,12 @@ class McpEndpoint:
                     outcome=answer.outcome if answer else "error",
                     error_code=_error_code(failure) if answer is None else None,
                     duration_us=(time.perf_counter_ns() - began) // 1_000,
-                    input=_loggable_input(params.arguments or {}),
+                    input=_loggable_input(arguments),
                     created_at=self._clock.now(),
                 )
             )
-        _count_outcome(_label(params.name), answer.outcome if answer else _error_code(failure))
-        if answer is None:
-            return _failed(failure, params.name)
-        return types.CallToolResult(
-            content=[types.TextContent(type="text", text=answer.text)],
-            structured_content=msgspec.to_builtins(answer.structured),
-        )
+        _count_outcome(_label(name), answer.outcome if answer else _error_code(failure))
+        return _failed(failure, name) if answer is None else _Said(answer.text, answer.structured)
 
     async def _count(self, caller: Caller) -> None:
         """One call more of a known person, on whichever server of the organisation; the gate counts the unknown."""
@@ -379,7 +421,7 @@ def _error_code(failure: Exception | None) -> str:
             return "internal_error"
 
 
-def _failed(failure: Exception | None, tool: str) -> types.CallToolResult:
+def _failed(failure: Exception | None, tool: str) -> _Said:
     """Where errors become protocol answers: what the assistant can mend is a result, the rest is raised."""
     if isinstance(failure, ToolError):
         return _refused(failure)
@@ -396,30 +438,56 @@ def _arrival(ctx: ServerRequestContext[Any, Any]) -> Arrival:
     return arrival
 
 
-def _in_utf8(send: Send) -> Send:
-    """A `send` for answers that are one JSON body each, which writes letters as letters.
+class _Writer:
+    """Sends answers that are one JSON body each, and writes letters as letters.
 
     For 2026-07-28 the SDK escapes all that is not ASCII, and a step in Cyrillic would take three times its size.
     """
-    started: Any = None
 
-    async def sent(message: Any) -> None:
-        nonlocal started
+    def __init__(self, send: Send) -> None:
+        self.body: bytes | None = None
+        """What stands in place of what the SDK writes."""
+        self._send = send
+        self._started: Any = None
+
+    async def send(self, message: Any) -> None:
+        """As ASGI has it."""
         if message["type"] == "http.response.start":
-            started = message  # until its length is known
+            self._started = message  # until its length is known
             return
-        if started is not None:
-            body = message.get("body", b"")
-            if b"\\u" in body and not message.get("more_body"):
-                body = json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
+        if self._started is not None:
+            body = self.body
+            if body is None and b"\\u" in (written := message.get("body", b"")) and not message.get("more_body"):
+                body = json.dumps(json.loads(written), ensure_ascii=False, separators=(",", ":")).encode()
+            if body is not None:
                 message = {**message, "body": body}
-                others = [(name, value) for name, value in started["headers"] if name.lower() != b"content-length"]
-                started = {**started, "headers": [*others, (b"content-length", str(len(body)).encode())]}
-            await send(started)
-            started = None
-        await send(message)
+                others = [each for each in self._started["headers"] if each[0].lower() != b"content-length"]
+                self._started["headers"] = [*others, (b"content-length", str(len(body)).encode())]
+            await self._send(self._started)
+            self._started = None
+        await self._send(message)
 
-    return sent
+
+def _writer(ctx: ServerRequestContext[Any, Any]) -> _Writer:
+    assert ctx.request is not None, "HTTP is the only transport"  # noqa: S101
+    writer: _Writer = ctx.request.scope["state"][_WRITER]
+    return writer
+
+
+def _result(ctx: ServerRequestContext[Any, Any], said: _Said) -> dict[str, Any]:
+    """MCP 2026-07-28, "CallToolResult", with whom it is from."""
+    tenant = _arrival(ctx).tenant
+    result = {
+        "content": [{"type": "text", "text": said.text}],
+        "isError": said.is_error,
+        "resultType": "complete",
+        "_meta": {_SERVER_INFO_META: _STAMP if tenant is None else {**_STAMP, **_named(tenant)}},
+    }
+    return result if said.structured is None else {**result, "structuredContent": said.structured}
+
+
+def _named(tenant: Tenant) -> dict[str, Any]:
+    return {"name": tenant.slug, "title": tenant.name}
 
 
 async def _list_resource_templates(
@@ -435,7 +503,7 @@ async def _introduce(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -
     tenant = _arrival(ctx).tenant
     if tenant is None or not isinstance(result, dict):
         return result
-    info: dict[str, Any] = {"name": tenant.slug, "title": tenant.name}
+    info = _named(tenant)
     if ctx.method == "initialize":
         result["serverInfo"] = {**result["serverInfo"], **info, "icons": _ICONS}
     if ctx.method in ("initialize", "server/discover"):
@@ -472,10 +540,8 @@ def _listed(tool: Tool[Any]) -> types.Tool:
     )
 
 
-def _refused(error: ToolError) -> types.CallToolResult:
-    return types.CallToolResult(
-        is_error=True, content=[types.TextContent(type="text", text=rendering.tool_error(error))]
-    )
+def _refused(error: ToolError) -> _Said:
+    return _Said(rendering.tool_error(error), None)
 
 
 def _client(context: ServerRequestContext[Any, Any], arrival: Arrival) -> tuple[str | None, str | None]:
