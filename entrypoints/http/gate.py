@@ -44,6 +44,8 @@ import asyncio
 import re
 from collections.abc import Awaitable, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeVar, cast
 
@@ -64,7 +66,7 @@ from domain.errors import TemporarilyUnavailable, TooManyRequests
 from domain.oauth import WALKTHROUGHS, Site
 from domain.tenancy import AuthMode, Caller, Server, UserId
 from entrypoints.http import site as sites
-from entrypoints.http.headers import Headers, allow, to_page
+from entrypoints.http.headers import Headers, allow, members, to_page
 from entrypoints.http.load import Load, Work
 from entrypoints.http.message import Refusal, Request, message_of, text_of
 from entrypoints.http.places import KIND_NAMES, METHODS, Kind, Place, away, place_of, refusal_body, too_many
@@ -123,13 +125,16 @@ class Gate:
             # A WebSocket: nothing here speaks it, and what is not asked for its host and its token gets no further.
             await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
-        with self._load.request(receive, send) as work:
+        work = Work(self._load, receive, send)
+        try:
             await self._handle(cast(HTTPScope, scope), work)
+        finally:
+            work.end()
 
     async def _handle(self, scope: HTTPScope, work: Work) -> None:
         receive: Receive = work.receive
         headers = Headers(scope)
-        host = _host(headers)
+        host = _host_of(headers.only(b"host"))
         _take_absolute_form(scope, host)
         place = place_of(scope["path"])
         if place is not None:
@@ -188,7 +193,7 @@ class Gate:
         # A client in a browser, of whatever site, registers and gets its token as any other program does.
         return headers.count(b"origin") <= 1
 
-    async def _reach(self, scope: HTTPScope, headers: Headers, host: str | None, place: Place | None) -> Site | None:
+    async def _reach(self, scope: HTTPScope, headers: Headers, host: _Host | None, place: Place | None) -> Site | None:
         """The site that a request is for; None when the database cannot be asked, and an MCP tool is to say so."""
         address = self._address(scope, headers)
         await self._count(Limit.CALLS_PER_NETWORK, network_of(address))
@@ -223,11 +228,9 @@ class Gate:
         peer = scope["client"][0] if scope["client"] else ""
         return client_address(peer, headers.all(b"x-forwarded-for"), self._trusted_proxies)
 
-    def _origin(self, scope: HTTPScope, headers: Headers, host: str) -> str:
+    def _origin(self, scope: HTTPScope, headers: Headers, host: _Host) -> str:
         """Where the browser is. What is not the reader's own machine is reached by https, whoever ends that for us."""
-        match = _HOST.fullmatch(host)
-        assert match is not None  # noqa: S101  # checked as it came in
-        name, port = match[1], match[2] or ""
+        name, port = host.name, host.port
         peer = scope["client"][0] if scope["client"] else ""
         scheme = forwarded_scheme(peer, headers.all(b"x-forwarded-proto"), self._trusted_proxies)
         if scheme is None:
@@ -315,10 +318,8 @@ class Gate:
             )
         return Caller(server.key, found)
 
-    async def _server_at(self, host: str, look_up_by: float) -> Server | None:
-        match = _HOST.fullmatch(host)
-        assert match is not None  # noqa: S101  # checked as it came in
-        name = match[1]
+    async def _server_at(self, host: _Host, look_up_by: float) -> Server | None:
+        name = host.name
         slug: str | None = None
         custom_domain: str | None = None
         if name in _LOOPBACK_HOSTS:
@@ -336,16 +337,30 @@ class _Gone(Exception):
     """The client went away before its request was whole: there is nobody to answer."""
 
 
-def _host(headers: Headers) -> str | None:
-    host = (headers.only(b"host") or "").lower()
-    match = _HOST.fullmatch(host)
-    return host if match and 0 < int((match[2] or ":1")[1:]) <= _MAX_PORT else None
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """The value of a Host header, in lower case; `port` is empty, or has its colon."""
+
+    text: str
+    name: str
+    port: str
 
 
-def _take_absolute_form(scope: HTTPScope, host: str | None) -> None:
+@lru_cache(1_024)  # of those who call again and again
+def _host_of(header: str | None) -> _Host | None:
+    text = (header or "").lower()
+    match = _HOST.fullmatch(text)
+    if match is None or not 0 < int((match[2] or ":1")[1:]) <= _MAX_PORT:
+        return None
+    return _Host(text, match[1], match[2] or "")
+
+
+def _take_absolute_form(scope: HTTPScope, host: _Host | None) -> None:
     """A request to a proxy names the host in its first line too, and is to be taken (RFC 9112 section 3.2.2)."""
+    if scope["path"].startswith("/"):
+        return
     absolute = re.fullmatch(r"(?i:https?)://([^/]*)(/.*)?", scope["path"])
-    if absolute and absolute[1].lower() == host:
+    if absolute and host and absolute[1].lower() == host.text:
         scope["path"] = absolute[2] or "/"
         scope["raw_path"] = scope["path"].encode()
 
@@ -361,19 +376,25 @@ async def _by(time: float, lookup: Awaitable[_T]) -> _T:
 
 def _check_forms(headers: Headers) -> None:
     """What is sent is JSON as it is, and JSON is taken for an answer."""
-    if headers.listed(b"content-encoding") not in ([], ["identity"]):
+    if headers.count(b"content-encoding") and headers.listed(b"content-encoding") not in ([], ["identity"]):
         raise Refusal(415, "Send the body as it is, without a Content-Encoding.", (b"accept-encoding", b"identity"))
     content_type = headers.only(b"content-type") or ""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Send the body with 'Content-Type: application/json'.")
+    if not _takes_json(",".join(headers.all(b"accept"))):
+        raise Refusal(406, "Answers are JSON: send 'Accept: application/json, text/event-stream'.")
+
+
+@lru_cache(256)  # clients send the same in each request
+def _takes_json(accept: str) -> bool:
+    """RFC 9110 section 12.5.1."""
     is_taken: dict[str, bool] = {}
-    for accepted in headers.listed(b"accept"):
+    for accepted in members(accept):
         form, *parameters = (part.strip() for part in accepted.split(";"))
         is_taken[form] = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
     # The closest says it, wherever it stands.
     closest = next((form for form in ("application/json", "application/*", "*/*") if form in is_taken), None)
-    if is_taken and (closest is None or not is_taken[closest]):
-        raise Refusal(406, "Answers are JSON: send 'Accept: application/json, text/event-stream'.")
+    return not is_taken or (closest is not None and is_taken[closest])
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes:

@@ -42,7 +42,7 @@ class Headers:
 
     def listed(self, name: bytes) -> list[str]:
         """The members of a header that is a list, in lower case; several headers are one (RFC 9110 section 5.3)."""
-        return [member for each in ",".join(self.all(name)).lower().split(",") if (member := each.strip())]
+        return members(",".join(self.all(name)))
 
     def starting(self, prefix: bytes) -> list[bytes]:
         """The values of all whose names begin so."""
@@ -92,6 +92,11 @@ class Headers:
             f"http://{host}",
             f"https://{host}",
         )
+
+
+def members(value: str) -> list[str]:
+    """The members of a list, in lower case."""
+    return [member for each in value.lower().split(",") if (member := each.strip())]
 
 
 def to_page(send: Send, origin: str | None) -> Send:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -66,15 +64,6 @@ class Load:
     def waiting(self) -> int:
         """How many requests stand in the line."""
         return len(self._line)
-
-    @contextmanager
-    def request(self, receive: Receive, send: Send) -> Iterator[Work]:
-        """One request, for as long as it is handled. Whatever handles it uses the `receive` and `send` of the work."""
-        work = Work(self, receive, send)
-        try:
-            yield work
-        finally:
-            work.end()
 
     async def take_place(self) -> None:
         """Waits for a place in the order of arrival, if there is one to be waited for.
@@ -138,7 +127,10 @@ class Load:
 
 
 class Work:
-    """One request: it has a place from `begin`, or the end of its body, to the beginning of its answer."""
+    """One request: it has a place from `begin`, or the end of its body, to the beginning of its answer.
+
+    Whatever handles it uses the `receive` and `send` of the work, and says its `end`.
+    """
 
     def __init__(self, load: Load, receive: Receive, send: Send) -> None:
         self.is_read = False

@@ -51,7 +51,12 @@ class Place:
     """The path without what differs from one person, or one file, to the next."""
 
 
+_MCP = Place(Kind.MCP, None, "/mcp")
+
+
 def place_of(path: str) -> Place | None:
+    if path == _MCP.route:  # as nearly always
+        return _MCP
     for kind, pattern in _PATHS.items():
         if match := pattern.fullmatch(path):
             return Place(kind, match.groupdict().get("visitor"), _route(kind, path))

@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -36,6 +37,10 @@ _ANSWER_SECONDS = 1.0  # those who ask wait no longer, by default
 # Anybody may ask: a second look so soon would tell nothing new, and cost a statement.
 _FRESH_SECONDS = 0.5
 _GONE = 499  # nginx's number for a client that went away: there was no answer
+
+# To find a figure's labels takes as long as to count; there are few.
+_requests = cache(metrics.http_requests.labels)
+_request_seconds = cache(metrics.http_request_seconds.labels)
 
 _log = structlog.get_logger(__name__)
 
@@ -147,8 +152,8 @@ class Watch:
 
     def _end(self, facts: dict[str, Any], status: int, seconds: float) -> None:
         kind = facts.pop("kind", "none")
-        metrics.http_requests.labels(kind, status).inc()
-        metrics.http_request_seconds.labels(kind).observe(seconds)
+        _requests(kind, status).inc()
+        _request_seconds(kind).observe(seconds)
         if self._write is not None and kind != "health":
             self._write("request", status=status, milliseconds=round(seconds * 1_000, 2), **facts)
 

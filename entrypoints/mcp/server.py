@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version as installed_version
 from typing import Any, TypeVar
 
@@ -61,6 +62,10 @@ _encode = msgspec.json.Encoder().encode
 
 _MAX_COMPLETIONS = 100  # MCP "Completion": at most so many values
 _ICONS = [icon.model_dump(by_alias=True, exclude_none=True) for icon in ICONS]
+
+# To find a figure's labels takes as long as to count; there are few.
+_tool_calls = cache(metrics.tool_calls.labels)
+_tool_call_seconds = cache(metrics.tool_call_seconds.labels)
 
 _T = TypeVar("_T")
 
@@ -311,7 +316,7 @@ class McpEndpoint:
         except TimeoutError:
             return self._unavailable("no answer in time", label)
         finally:
-            metrics.tool_call_seconds.labels(label).observe(time.perf_counter() - began)
+            _tool_call_seconds(label).observe(time.perf_counter() - began)
 
     def _unavailable(self, cause: str, label: str) -> _Said:
         self._warn(cause)
@@ -406,7 +411,7 @@ def _label(tool: Any) -> str:
 
 
 def _count_outcome(label: str, outcome: str) -> None:
-    metrics.tool_calls.labels(label, outcome).inc()
+    _tool_calls(label, outcome).inc()
     note(tool=label, outcome=outcome)
 
 

@@ -134,10 +134,11 @@ async def test_a_request_has_a_place_from_the_end_of_its_body_to_the_beginning_o
 
 
 async def test_a_request_that_ends_without_an_answer_gives_its_place_back() -> None:
-    load, client = Load(), _Client(b"{}")
-    with load.request(client.receive, client.send) as work:
-        await work.receive()
-        assert load.in_work == 1
+    load = Load()
+    work = _Client(b"{}").work(load)
+    await work.receive()
+    assert load.in_work == 1
+    work.end()
     assert load.in_work == 0
 
 
