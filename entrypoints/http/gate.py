@@ -280,7 +280,8 @@ class Gate:
         if is_away and message["method"] != "tools/call":
             raise away()
         server = site.server if site else None
-        return Arrival(server, caller, headers.only(b"user-agent"), answer_by), _replay(text.encode(), receive)
+        arrival = Arrival(server, caller, headers.only(b"user-agent"), answer_by, message)
+        return arrival, _replay(text.encode(), receive)
 
     async def _caller(
         self, site: Site, scope: HTTPScope, headers: Headers, message: dict[str, Any] | None, look_up_by: float
