@@ -42,6 +42,7 @@ class CountingDatabase(Database):
             try:
                 yield connection
             finally:
+                await asyncio.sleep(0)  # asyncpg tells its loggers in the next turn of the loop
                 connection.remove_query_logger(count)
 
     @asynccontextmanager
