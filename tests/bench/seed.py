@@ -32,7 +32,7 @@ from adapters.postgres.connections import SERVICE_ROLE
 from adapters.postgres.schema import migrate
 from domain.progress import StepHandle
 from domain.sign_in import VISITOR_ISSUER
-from domain.tenancy import OrganizationId, ServerId, ServerKey, StepId, UserId, WalkthroughId
+from domain.tenancy import OrganizationId, ServerId, ServerKey, StepId, UserId, WalkthroughId, hash_of
 from domain.walkthrough import Manuscript, StepText, WalkthroughType
 
 _START = 1_750_000_000_000  # long before today: whatever is done to it comes after
@@ -63,8 +63,8 @@ class Scale:
     """Whether there is no other organisation."""
 
 
-SMALL = Scale(100_000, walkthroughs=10, servers=200, learners=2_000)
-LARGE = Scale(3_000_000, walkthroughs=10_000, servers=200, assignments=50, learners=2_000)
+SMALL = Scale(100_000, walkthroughs=10, servers=500, learners=2_000)
+LARGE = Scale(3_000_000, walkthroughs=10_000, servers=500, assignments=50, learners=2_000)
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class Seeded:
         """What completes a step, in somebody's first attempt."""
         return str(StepHandle(walkthrough_id, 1, self.step_id(walkthrough_id, number), 1))
 
-    @property
-    def visitor_hash(self) -> bytes:
-        """By which a visitor of the last server is known."""
-        return hashlib.sha256(_id("vis", 0, 1).encode()).digest()
+    def visitor(self) -> tuple[ServerKey, bytes]:
+        """A visitor's server, and the hash of the id in their address."""
+        server = self.scale.learner_servers % self.scale.servers
+        return ServerKey(self.organization_id, ServerId(_id("srv", 0, server))), hash_of(_id("vis", 0, 1))
 
 
 async def seeded(postgres: EmbeddedPostgres, name: str, scale: Scale) -> Seeded:
@@ -330,8 +330,9 @@ def _few(tenant: _Tenant) -> Iterator[tuple[str, str, Iterator[tuple[Any, ...]]]
     )
     for first in range(0, scale.walkthroughs, _AT_ONCE):
         written = [
-            (_id("wlk", o, w), manuscript(w, scale.steps))
+            (_id("wlk", o, w), its, its.content_hash())
             for w in range(first, min(first + _AT_ONCE, scale.walkthroughs))
+            for its in [manuscript(w, scale.steps)]
         ]
         yield (
             "walkthrough_versions",
@@ -340,15 +341,15 @@ def _few(tenant: _Tenant) -> Iterator[tuple[str, str, Iterator[tuple[Any, ...]]]
             (
                 (
                     *(org, id, 1, "published", its.title, its.description, its.type, _step_id(id, 1), len(its.steps)),
-                    *(its.estimated_minutes(), its.content_hash(), "keep", _START, _AUTHOR, _START),
+                    *(its.estimated_minutes(), hash, "keep", _START, _AUTHOR, _START),
                 )
-                for id, its in written
+                for id, its, hash in written
             ),
         )
         yield (
             "walkthrough_ledger",
             "organization_id walkthrough_id number deed version content_hash policy acted_by acted_at",
-            ((org, id, 1, "published", 1, its.content_hash(), "keep", _AUTHOR, _START) for id, its in written),
+            ((org, id, 1, "published", 1, hash, "keep", _AUTHOR, _START) for id, _, hash in written),
         )
         yield (
             "walkthrough_steps",
@@ -360,7 +361,7 @@ def _few(tenant: _Tenant) -> Iterator[tuple[str, str, Iterator[tuple[Any, ...]]]
                     *(_step_id(id, place + 1) if place < len(its.steps) else None, place, step.content),
                     *(step.assistant_notes, step.done_when, step.delivery, step.estimated_minutes),
                 )
-                for id, its in written
+                for id, its, _ in written
                 for place, step in enumerate(its.steps, start=1)
             ),
         )
@@ -493,8 +494,9 @@ def manuscript(number: int, steps: int) -> Manuscript:
 
 def _step(chance: random.Random, topic: str, place: int) -> StepText:
     word = chance.choice(_WORDS)
-    said = [" ".join(chance.choices(_SENTENCES, k=3)) for _ in range(3)]
-    listed = "\n".join(f"- {sentence}" for sentence in chance.sample(_SENTENCES, 3))
+    sentences = chance.sample(_SENTENCES, len(_SENTENCES))
+    said = [" ".join(sentences[first : first + 3]) for first in (0, 3, 6)]
+    listed = "\n".join(f"- {sentence}" for sentence in chance.sample(sentences, 4))
     code = "\n".join(
         f"{topic}.{chance.choice(_WORDS)}_{line}({chance.randrange(10**6)}, name={word!r})" for line in range(1, 6)
     )
