@@ -208,9 +208,17 @@ async def _put_back(seeded: Seeded) -> None:
         await owner.close()
 
 
-_LEARNERS = "organization_id = $1 and mcp_server_user_id = any($2)"
-_FORGET_BEGUN = f"delete from walkthrough_progress where {_LEARNERS} and started_at > $3 and attempt = 1"
-_FORGET_EVENTS = f"delete from walkthrough_progress_events where {_LEARNERS} and revision > 1"
+_FORGET_BEGUN = """
+delete from walkthrough_progress p using walkthrough_progress_events e
+ where p.organization_id = $1 and p.mcp_server_user_id = any($2)
+   and e.organization_id = p.organization_id and e.mcp_server_id = p.mcp_server_id
+   and e.mcp_server_user_id = p.mcp_server_user_id and e.walkthrough_id = p.walkthrough_id
+   and e.revision = 1 and e.occurred_at > $3
+"""
+_FORGET_EVENTS = """
+delete from walkthrough_progress_events
+ where organization_id = $1 and mcp_server_user_id = any($2) and revision > 1
+"""
 _PUT_BACK = """
 update walkthrough_progress p
    set version = e.version, attempt = 1, revision = 1, status = 'in_progress', current_step_id = e.to_step_id,

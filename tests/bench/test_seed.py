@@ -145,9 +145,12 @@ async def test_it_is_made_once_and_the_learners_are_put_back(server: EmbeddedPos
         await _advance(world, first, learner, 0)
         caller = Caller(learner.server, learner.user_id)
         (unknown, *_) = set(first.assigned(0)) - set(learner.walkthrough_ids)
-        await world.learning.select(caller, unknown, restart=False, to_latest=False)
-        await world.learning.select(caller, learner.walkthrough_ids[0], restart=True, to_latest=False)
-    assert await owner.fetchrow(_COUNTED, learner.user_id) == (before[0] + 1, before[1] + 3, 2)
+        for begun in (unknown, learner.walkthrough_ids[0]):
+            lesson = await world.learning.select(caller, begun, restart=False, to_latest=False)
+            assert lesson.told in (Told.STARTED, Told.RESUMED)
+            await world.learning.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
+            await world.learning.select(caller, begun, restart=True, to_latest=False)
+    assert await owner.fetchrow(_COUNTED, learner.user_id) == (before[0] + 1, before[1] + 7, 6)
     again = await seeded(server, "kept", _FEW)
     assert again == first
     assert await owner.fetchrow(_COUNTED, learner.user_id) == before == (2_000, before[1], 0)
