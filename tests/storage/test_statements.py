@@ -132,28 +132,36 @@ async def test_content_that_many_ask_for_at_once_is_loaded_once(counted: Countin
 
 
 @dataclass(frozen=True)
-class Counted(Storage):
-    """The storage of an application whose statements are counted."""
+class LookedAt(Storage):
+    """The storage of an application whose database a test looks at."""
 
-    counting: CountingDatabase
+    looked_at: Database
 
     def database(self) -> Database:
-        return self.counting
+        return self.looked_at
 
 
-@pytest.fixture
-async def served(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[tuple[CountingDatabase, ASGIApp]]:
-    """The whole application, in this process."""
-    access = Access(owner_url, assume_role=True)
-    counting = CountingDatabase(access)
-    app = application(Counted(owner_url, access, None, None, counting), Settings(database_url=owner_url))
+@asynccontextmanager
+async def serving_here(owner_url: str, database: Database) -> AsyncIterator[ASGIApp]:
+    """The whole application, in this process and on this database, which opens and closes with it."""
+    storage = LookedAt(owner_url, Access(owner_url, assume_role=True), None, None, database)
+    # Calls are counted as ever, but one person may make as many as a test does.
+    app = application(storage, Settings(database_url=owner_url, limits="calls_per_user=6000/60"))
     heard, told = asyncio.Queue[Any](), asyncio.Queue[Any]()
     running = asyncio.create_task(app({"type": "lifespan", "state": {}}, heard.get, told.put))  # type: ignore[arg-type,typeddict-item]
     await heard.put({"type": "lifespan.startup"})
     assert (await told.get())["type"] == "lifespan.startup.complete"
-    yield counting, app
+    yield app
     await heard.put({"type": "lifespan.shutdown"})
     await running
+
+
+@pytest.fixture
+async def served(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[tuple[CountingDatabase, ASGIApp]]:
+    """The whole application, and what counts its statements."""
+    counting = CountingDatabase(Access(owner_url, assume_role=True))
+    async with serving_here(owner_url, counting) as app:
+        yield counting, app
 
 
 @pytest.mark.promise("statements.constant")
