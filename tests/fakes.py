@@ -144,11 +144,10 @@ class MemoryCatalogue:
         return [standing for _, standing in sorted(found, key=lambda each: each[0])]
 
     async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
-        return [
-            each
-            for each in await self.standings(caller)
-            if reference in (each.walkthrough_id, each.key) or each.shown.title.lower() == reference.lower()
-        ]
+        standings = await self.standings(caller)
+        by_id = [each for each in standings if each.walkthrough_id == reference]
+        by_key = [each for each in standings if each.key == reference]
+        return by_id or by_key or [each for each in standings if each.shown.title.lower() == reference.lower()]
 
     def _standing(
         self,

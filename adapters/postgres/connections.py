@@ -240,9 +240,7 @@ class Database:
         return _Hot(self._pool)
 
     @asynccontextmanager
-    async def hot_transaction(
-        self, organization_id: OrganizationId
-    ) -> AsyncIterator[Connection]:
+    async def hot_transaction(self, organization_id: OrganizationId) -> AsyncIterator[Connection]:
         """A connection of the asyncpg pool in one transaction, on this organisation's rows: three round trips more.
 
         Raises:

@@ -34,9 +34,9 @@ from domain.walkthrough import (
     WalkthroughType,
 )
 
-# Functions of the database, which name the organisation before they read or write (migration 0007): $1.
-_STANDINGS = "select * from standings($1, $2, $3)"
-_MATCHING_STANDINGS = "select * from matching_standings($1, $2, $3, $4)"
+# Functions of the database, which name the organisation before they read or write (migration 0009): $1.
+_STANDINGS = "select * from standings_here($1, $2, $3)"
+_NAMED = "select * from standings_named($1, $2, $3, $4)"
 
 
 class PostgresCatalogue:
@@ -56,9 +56,7 @@ class PostgresCatalogue:
             return []
         server = caller.server
         async with self._database.hot() as connection:
-            rows = await connection.fetch(
-                _MATCHING_STANDINGS, server.organization_id, server.server_id, caller.user_id, reference
-            )
+            rows = await connection.fetch(_NAMED, server.organization_id, server.server_id, caller.user_id, reference)
         return [_standing(server.organization_id, row) for row in rows]
 
 

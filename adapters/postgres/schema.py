@@ -256,6 +256,11 @@ async def check_schema(access: Access) -> bool:
     except (CommandError, RevisionError) as error:
         raise _newer() from error
     if not all(map(_is_contracting, missing)):
+        if _is_contracting(missing[0]):
+            raise WrongSchema(
+                f"the database is at schema {revision}, where the upgrade before this one was not finished: run "
+                "'cairn migrate --finish' once no process of the release before that is left"
+            )
         needed = next(each.revision for each in reversed(missing) if not _is_contracting(each))
         raise WrongSchema(f"the database is at schema {revision}, this release needs {needed}: run 'cairn migrate'")
     return not missing

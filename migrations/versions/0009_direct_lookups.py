@@ -1,0 +1,127 @@
+"""One walkthrough is looked up by its key alone, and a list by the rows that belong to its reader.
+
+`matching_standings` read everything on the server to find one walkthrough by whatever names it: most of what a step
+took in the database. And the plan of both followed from what the planner thought of the tables' sizes: with a thousand
+walkthroughs it read them all, and with few learners to a walkthrough it went through everybody's progress in it.
+
+Expanding: the release before calls the former functions, and these stay until revision 0010.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+COLUMNS = """(
+    id text, key text, is_published boolean, archived_at bigint, latest_version integer, on_publish text,
+    is_enabled boolean, shown_version integer, state text, title text, description text, type text,
+    step_count integer, estimated_minutes integer, mcp_server_id text, mcp_server_user_id text, version integer,
+    attempt integer, revision integer, status text, current_step_id text, carried text[], started_at bigint,
+    last_activity_at bigint, completed_at bigint)"""
+
+SHOWN = """
+           shown.version, shown.state, shown.title, shown.description, shown.type, shown.step_count,
+           shown.estimated_minutes, p.mcp_server_id, p.mcp_server_user_id, p.version, p.attempt, p.revision,
+           p.status, p.current_step_id, p.carried, p.started_at, p.last_activity_at, p.completed_at"""
+
+# What is on the server $2, and what the person $3 has begun there. Each row that belongs to it is looked up by its
+# whole primary key, in a lateral subquery that ends after one: no size of a table leads the planner to read more of it.
+LISTED = f"""
+    return query
+    with mine as materialized (
+        select * from walkthrough_progress
+         where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and status <> 'merged'),
+    here as materialized (
+        select coalesce(a.walkthrough_id, mine.walkthrough_id) as walkthrough_id, a.display_order, a.is_enabled
+          from (select * from mcp_server_walkthroughs where organization_id = $1 and mcp_server_id = $2) a
+          full join mine on mine.walkthrough_id = a.walkthrough_id)
+    select w.id, w.key, w.is_published, w.archived_at, w.latest_version, latest.on_publish, here.is_enabled, {SHOWN}
+      from here
+      left join mine p on p.walkthrough_id = here.walkthrough_id
+     cross join lateral
+           (select id, key, is_published, archived_at, latest_version from walkthroughs
+             where organization_id = $1 and id = here.walkthrough_id
+             limit 1) w
+     cross join lateral
+           (select on_publish from walkthrough_versions
+             where organization_id = $1 and walkthrough_id = here.walkthrough_id and version = w.latest_version
+             limit 1) latest
+     cross join lateral
+           (select version, state, title, description, type, step_count, estimated_minutes from walkthrough_versions
+             where organization_id = $1 and walkthrough_id = here.walkthrough_id
+               and version = coalesce(p.version, w.latest_version)
+             limit 1) shown
+{{condition}}     order by here.display_order nulls last, w.key;
+"""  # noqa: S608  # no text of anybody's
+
+# The one whose id or key is $4, if it is on the server, or the person has begun it there.
+NAMED = f"""
+    return query
+    select w.id, w.key, w.is_published, w.archived_at, w.latest_version, latest.on_publish, a.is_enabled, {SHOWN}
+      from walkthroughs w
+      left join mcp_server_walkthroughs a
+        on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
+      left join walkthrough_progress p
+        on p.organization_id = $1 and p.mcp_server_id = $2 and p.mcp_server_user_id = $3 and p.walkthrough_id = w.id
+       and p.status <> 'merged'
+      join walkthrough_versions latest
+        on latest.organization_id = $1 and latest.walkthrough_id = w.id and latest.version = w.latest_version
+      join walkthrough_versions shown
+        on shown.organization_id = $1 and shown.walkthrough_id = w.id
+       and shown.version = coalesce(p.version, w.latest_version)
+     where w.organization_id = $1 and w.{{column}} = $4
+       and (a.walkthrough_id is not null or p.walkthrough_id is not null);
+    if found then
+        return;
+    end if;
+"""  # noqa: S608  # as above
+
+# $1 is the organisation, which is named first (revision 0007). The planner makes one plan for all callers: to make one
+# for each takes several times as long as the call.
+FUNCTION = """
+create function {name}({parameters}) returns table (
+    id text, key text, is_published boolean, archived_at bigint, latest_version integer, on_publish text,
+    is_enabled boolean, shown_version integer, state text, title text, description text, type text,
+    step_count integer, estimated_minutes integer, mcp_server_id text, mcp_server_user_id text, version integer,
+    attempt integer, revision integer, status text, current_step_id text, carried text[], started_at bigint,
+    last_activity_at bigint, completed_at bigint)
+language plpgsql set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+    perform set_config('app.organization_id', $1, true);
+{body}end $$;
+"""
+FUNCTIONS = [
+    FUNCTION.format(name="standings_here", parameters="text, text, text", body=LISTED.format(condition="")),
+    FUNCTION.format(
+        name="standings_named",
+        parameters="text, text, text, text",
+        # Nobody types the title of what they can name otherwise: that may take as long as a list.
+        body=NAMED.format(column="id")
+        + NAMED.format(column="key")
+        + LISTED.format(condition="     where lower(shown.title) = lower($4)\n"),
+    ),
+]
+NAMES = ["standings_here(text, text, text)", "standings_named(text, text, text, text)"]
+
+
+def upgrade() -> None:
+    op.execute("set local lock_timeout = '3s'")
+    for function in FUNCTIONS:
+        _run(function)
+    for function in NAMES:
+        _run(
+            f"revoke execute on function {function} from public; grant execute on function {function} to cairn_service"
+        )
+
+
+def downgrade() -> None:
+    for function in NAMES:
+        _run(f"drop function {function}")
+
+
+def _run(statements: str) -> None:
+    # Several statements in one go are the driver's simple protocol, which SQLAlchemy does not speak.
+    op.get_bind().connection.run_async(lambda driver: driver.execute(statements))
