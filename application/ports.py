@@ -116,7 +116,7 @@ class Catalogue(Protocol):
         ...
 
     async def matching(self, caller: Caller, reference: str) -> Sequence[Standing]:
-        """The one whose id is `reference`, or else whose key is, or else all whose shown title is, letter case aside."""
+        """The one whose id is `reference`, or else whose key is, or else all of this shown title, letter case aside."""
         ...
 
 
