@@ -5,12 +5,15 @@ nothing ever sets anything for a session or takes an advisory lock, and nothing 
 
 Row-level security shows the service the rows of one organisation, which it names for each transaction. The hot
 statements are functions of the database (migration 0007) that name it themselves, so that they stay one round trip.
+
+Between Cairn and the database there may be a pooler that gives every transaction another of its connections, such as
+PgBouncer. What a connection prepared is not there for its next transaction, so that each statement is sent whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -67,6 +70,26 @@ _AWAY = (
 _MISTAKES = (ValueError, asyncpg.UnsupportedClientFeatureError, asyncpg.UnsupportedServerFeatureError)
 
 
+class PoolableConnection(asyncpg.Connection):
+    """A connection that may be one to a pooler instead of the server."""
+
+    def leave_no_names(self) -> None:
+        """From now on, for a pooler that gives each transaction another server connection: none has what was prepared
+        on another, and none is to keep it.
+
+        What the driver knows of a statement is kept all the same, unlike with its `statement_cache_size` of 0: the
+        statement and its values go in one round trip.
+        """
+        prepared: Callable[..., Awaitable[Any]] = getattr(self, "_get_statement")  # noqa: B009  # not in the stubs
+
+        async def unnamed(*given: Any, **named: Any) -> Any:
+            statement = await prepared(*given, **{**named, "named": ""})
+            statement.mark_unprepared()
+            return statement
+
+        self._get_statement = unnamed
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """How to reach a database as the service.
@@ -88,19 +111,45 @@ class Access:
             "dsn": self.url,
             "timeout": _CONNECT_TIMEOUT_SECONDS,
             "command_timeout": _STATEMENT_TIMEOUT_SECONDS,
+            "connection_class": PoolableConnection,
             "server_settings": settings,
         }
 
 
-async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+async def _open(dsn: str | None = None, **arguments: Any) -> Connection:
+    """A connection that knows whether there is a pooler in between. Takes what `asyncpg.connect` takes."""
+    connection = await asyncpg.connect(dsn, **{"connection_class": PoolableConnection} | arguments)
+    assert isinstance(connection, PoolableConnection)  # noqa: S101  # whatever else is asked for is one of them
+    try:
+        # A server names the process that serves a connection as it begins; a pooler, which has none yet, makes up one.
+        # As there are no values in it, the statement is not prepared.
+        its_own = f"select where pg_backend_pid() = {connection.get_server_pid()}"
+        if await connection.execute(its_own, timeout=_CONNECT_TIMEOUT_SECONDS) == "SELECT 0":
+            connection.leave_no_names()
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def connect(**arguments: Any) -> Connection:
     """A connection of its own, for what an operator asked for. Takes what `asyncpg.connect` takes.
 
     Raises:
-        OperatorError: when the URL cannot be understood, or names something that the server does not have.
+        OperatorError: when the URL cannot be understood, or names something that the server does not have, or leads
+            to a pooler that does not carry what is asked of a connection.
         OSError, TimeoutError, asyncpg.PostgresError: as `asyncpg.connect`.
     """
     try:
-        return await asyncpg.connect(**{"timeout": _CONNECT_TIMEOUT_SECONDS} | arguments)
+        return await _open(**{"timeout": _CONNECT_TIMEOUT_SECONDS} | arguments)
+    except asyncpg.ProtocolViolationError as error:
+        # The words of PgBouncer and its like: it can set for a session only what it knows of.
+        if "startup parameter" not in error.args[0]:
+            raise
+        raise OperatorError(
+            f"the pooler that CAIRN_DATABASE_URL leads to does not let Cairn change its role or its settings "
+            f"({error.args[0]}): give the service a login of its own there, and set CAIRN_OWNER_DATABASE_URL"
+        ) from error
     except (
         asyncpg.InvalidPasswordError,
         asyncpg.InvalidCatalogNameError,  # no such database
@@ -188,7 +237,7 @@ class Database:
         self._pool = ConnectionPool(self._connect, self._pool_size)
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda **_: asyncpg.connect(**arguments),
+            async_creator=lambda **_: _open(**arguments),
             pool_size=_ENGINE_POOL_SIZE,
             max_overflow=0,
             pool_timeout=_ACQUIRE_TIMEOUT_SECONDS,
@@ -267,7 +316,7 @@ class Database:
             yield connection
 
     async def _connect(self) -> Connection:
-        connection: Connection = await asyncpg.connect(**self._access.connect_arguments())
+        connection = await _open(**self._access.connect_arguments())
         if self.on_statement is not None:
             connection.add_query_logger(self.on_statement)
         return connection

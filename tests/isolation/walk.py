@@ -17,7 +17,7 @@ import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from adapters.postgres.connections import Access
+from adapters.postgres.connections import Access, PoolableConnection
 from tests.isolation.tenants import KINDS, OF_A_SERVER, OF_AN_ORGANIZATION, Names, Noted
 
 Act = Callable[[Names], Awaitable[Any]]
@@ -59,12 +59,12 @@ class Statements:
         self.passing: Set[str] = frozenset()
         """Those that are sent now and then, whoever asks: by what is remembered for a while."""
 
-        class NotingConnection(asyncpg.Connection):  # type: ignore[type-arg]
+        class NotingConnection(PoolableConnection):
             def __init__(self, *given: Any, **named: Any) -> None:
                 super().__init__(*given, **named)
                 self.add_query_logger(lambda query: sent.append(query.query))
 
-        self.connection_class: type[asyncpg.Connection] = NotingConnection  # type: ignore[type-arg]
+        self.connection_class: type[PoolableConnection] = NotingConnection
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -80,7 +80,7 @@ class Statements:
 class NotingAccess(Access):
     """The access of a service whose statements are taken note of."""
 
-    connection_class: type[asyncpg.Connection] = asyncpg.Connection  # type: ignore[type-arg]
+    connection_class: type[PoolableConnection] = PoolableConnection
 
     def connect_arguments(self) -> dict[str, Any]:
         return {**Access.connect_arguments(self), "connection_class": self.connection_class}
