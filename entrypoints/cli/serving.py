@@ -9,18 +9,24 @@
 
 The 2 s are for a balancer to notice; SIGINT, as from a keyboard, does without this waiting. Docker waits 10 s before
 it kills, and the embedded PostgreSQL takes some of them.
+
+Several processes accept from one socket, so that whoever comes waits for none in particular: not for one that is stuck,
+nor for the successor of one that died. By itself, whichever is awake would take all that come at once, and clients stay
+for hours. So a worker that has more connections than another lets that one go first, for some milliseconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -52,6 +58,12 @@ _ANSWER_SECONDS = 5
 _GRACE_SECONDS = 8.0
 _BACKLOG = 2048
 _FILES = 4096  # connections, and what else a process opens; often only 1,024 are allowed unless asked for
+# For each connection that a worker has more than another. One that runs is there within a millisecond or two; where one
+# is stuck, 200 connections a second are still accepted.
+_AFTER_YOU_SECONDS = 0.001
+_LONGEST_AFTER_YOU_SECONDS = 0.005
+_NO_FILES_SECONDS = 0.1  # until some may have been closed
+_ABSENT = sys.maxsize  # more connections than anybody has
 
 _OPTIONS: dict[str, Any] = {
     # Without uvloop, a socket that was bound beforehand answers 50 ms late (no TCP_NODELAY).
@@ -205,11 +217,93 @@ def _end_now(reason: str) -> NoReturn:
     os._exit(1)
 
 
-def _work(listener: socket.socket) -> None:
+def _work(listener: socket.socket, counts: MutableSequence[int], number: int) -> None:
     """What a worker process does."""
     load = Load()
     config = uvicorn.Config(lambda: create_app(load), factory=True, **_OPTIONS)
-    _Server(config, load).run(sockets=[listener])
+    _Worker(config, load, listener, counts, number).run()
+
+
+class _Worker(_Server):
+    """One of several processes behind one socket: it accepts by itself, to leave the others their share.
+
+    `counts`, in memory that they share, holds how many connections each has; `number` is this one's place there.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, load: Load, listener: socket.socket, counts: MutableSequence[int], number: int
+    ) -> None:
+        super().__init__(config, load)
+        self._listener = listener
+        self._counts = counts
+        self._number = number
+        self._arriving: set[asyncio.Task[Any]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        self._listener.setblocking(False)
+        self._count()
+        self._listen()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._count()  # some may have gone
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+        await super().shutdown()
+
+    def _count(self) -> int:
+        count = self._counts[self._number] = len(self.server_state.connections) + len(self._arriving)
+        return count
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener, self._somebody_waits)
+
+    def _listen_after(self, seconds: float, then: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        self._pause = loop.call_later(seconds, then)
+
+    def _somebody_waits(self) -> None:
+        ahead = self._count() - min(self._counts)
+        if ahead > 0:
+            self._listen_after(min(ahead * _AFTER_YOU_SECONDS, _LONGEST_AFTER_YOU_SECONDS), self._accept_and_listen)
+        else:
+            self._accept()
+
+    def _accept_and_listen(self) -> None:
+        self._listen()
+        self._accept()
+
+    def _accept(self) -> None:
+        """Accepts one, if no other worker has."""
+        try:
+            accepted, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            _log.error("no connection can be accepted", problem=error.strerror)
+            self._listen_after(_NO_FILES_SECONDS, self._listen)
+            return
+        accepted.setblocking(False)
+        task = asyncio.create_task(self._take_in(accepted))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+        self._count()
+
+    async def _take_in(self, accepted: socket.socket) -> None:
+        def protocol() -> asyncio.Protocol:
+            return PunctualProtocol(self.config, self.server_state, self.lifespan.state)
+
+        with suppress(OSError):  # whoever it was may have gone by now
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)
 
 
 class _Workers:
@@ -217,8 +311,8 @@ class _Workers:
 
     def __init__(self, listener: socket.socket, count: int) -> None:
         self._listener = listener
-        self._count = count
-        self._processes: list[BaseProcess] = []
+        self._counts = get_context("spawn").RawArray("q", [_ABSENT] * count)
+        self._processes: dict[int, BaseProcess] = {}
         self._kill_at: float | None = None
 
     def run(self) -> None:
@@ -235,14 +329,17 @@ class _Workers:
                 if self._kill_at is None:
                     self._start_missing()
                 limit = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
-                ready = wait([told, *(process.sentinel for process in self._processes)], limit)
+                ready = wait([told, *(process.sentinel for process in self._processes.values())], limit)
                 if told in ready:
                     for _ in told.recv(16):
                         self._stop()
                 elif not ready:
                     self._kill()
-                for process in [each for each in self._processes if each.exitcode is not None]:
-                    self._processes.remove(process)
+                for number, process in [*self._processes.items()]:
+                    if process.exitcode is None:
+                        continue
+                    del self._processes[number]
+                    self._counts[number] = _ABSENT
                     if self._kill_at is not None:
                         is_in_order = is_in_order and process.exitcode in (0, -signal.SIGTERM)
                     elif process.exitcode == STARTUP_FAILURE:
@@ -256,10 +353,10 @@ class _Workers:
             raise SystemExit(1)
 
     def _start_missing(self) -> None:
-        while len(self._processes) < self._count:
-            process = get_context("spawn").Process(target=_work, args=(self._listener,))
+        for number in {*range(len(self._counts))} - self._processes.keys():
+            process = get_context("spawn").Process(target=_work, args=(self._listener, self._counts, number))
             process.start()
-            self._processes.append(process)
+            self._processes[number] = process
 
     def _stop(self) -> None:
         if self._kill_at is not None:
@@ -269,7 +366,7 @@ class _Workers:
         self._kill_at = time.monotonic() + _GRACE_SECONDS + 0.5
         # The socket refuses whoever comes once the last worker has closed it.
         self._listener.close()
-        for process in self._processes:
+        for process in self._processes.values():
             if process.pid is not None:
                 with suppress(ProcessLookupError):
                     # Also where it was SIGINT: one that is just starting would fail by that. From a keyboard, it
@@ -277,7 +374,7 @@ class _Workers:
                     os.kill(process.pid, signal.SIGTERM)
 
     def _kill(self) -> None:
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
 
 
