@@ -22,8 +22,6 @@ from tests.torture.faults import Row, Stage
 from tests.torture.run import HEADING, Template, make_template, seed_of_run, torture
 from tests.worlds import on_postgres
 
-pytestmark = pytest.mark.promise("crash.nothing-lost")
-
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
@@ -50,6 +48,7 @@ def _urls(pooler: PgBouncer) -> dict[str, str]:
     return {"CAIRN_DATABASE_URL": pooler.url(SERVICE_ROLE), "CAIRN_OWNER_DATABASE_URL": pooler.url("postgres")}
 
 
+@pytest.mark.promise("crash.nothing-lost", "serve.workers")
 async def test_two_processes_behind_one_address_and_few_connections_lose_and_double_nothing(
     template: Template, postgres: EmbeddedPostgres, pooler: PgBouncer, tmp_path: Path
 ) -> None:
@@ -68,7 +67,8 @@ async def test_two_processes_behind_one_address_and_few_connections_lose_and_dou
         stage.proof.append(f"PgBouncer killed, pid {pooler.process.pid} in its place")
 
     async with Balancer().listening() as balancer, AsyncExitStack() as stack:
-        first, second = [stack.enter_context(serving("serve", "--port", "0", **_urls(pooler))) for _ in range(2)]
+        starting = [serving("serve", "--port", "0", **_urls(pooler)) for _ in range(2)]
+        first, second = await asyncio.gather(*(asyncio.to_thread(stack.enter_context, each) for each in starting))
         for process in (first, second):
             await balancer.add(process.url)
         # What people sign in with is asked of SQLAlchemy.
@@ -90,6 +90,7 @@ async def test_two_processes_behind_one_address_and_few_connections_lose_and_dou
     assert seen == [SERVER_CONNECTIONS]
 
 
+@pytest.mark.promise("tenant.isolation")
 async def test_whoever_comes_after_another_organisation_on_one_connection_sees_their_own_and_no_more(
     postgres: EmbeddedPostgres, pooler: PgBouncer
 ) -> None:
@@ -131,6 +132,7 @@ async def test_without_a_pooler_a_connection_keeps_what_it_has_prepared(postgres
             assert "select 2" in set(prepared.scalars())
 
 
+@pytest.mark.promise("settings.database-url")
 def test_through_a_pooler_one_login_for_everything_is_refused_with_what_to_do(pooler: PgBouncer) -> None:
     refused = cairn("serve", "--port", "0", CAIRN_DATABASE_URL=pooler.url("postgres"))
     assert refused.returncode == 1
