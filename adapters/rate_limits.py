@@ -203,4 +203,4 @@ def _wait(rate: Rate, before: int, count: int, left: float) -> int | None:
 
 def _key(who: Sequence[str]) -> bytes:
     """Whoever it is, in 16 bytes that do not say so: enough that no two are ever the same."""
-    return hashlib.sha256("\0".join(who).encode(errors="surrogatepass")).digest()[:16]
+    return hashlib.blake2b("\0".join(who).encode(errors="surrogatepass"), digest_size=16).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import re
@@ -102,6 +103,8 @@ def application(
         log_what_nobody_awaits()
         async with around(), database:
             keepers = [asyncio.create_task(storage.keep_running()), asyncio.create_task(metrics.sampled(sample))]
+            # What is there now stays: the collector need not look at it again and again.
+            gc.freeze()
             try:
                 async with endpoint.running():
                     yield

@@ -27,7 +27,7 @@ import structlog
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from entrypoints import metrics
-from entrypoints.logs import begin_request
+from entrypoints.logs import begin_request, write_request
 from entrypoints.traces import Traces
 
 # UUIDs, and the hexadecimal numbers of others.
@@ -95,8 +95,7 @@ class Watch:
         self._app = app
         self._readiness = readiness
         self._traces = traces
-        # Bound once: that is half of what a line costs.
-        self._write = structlog.get_logger(__name__).bind().info if logs_requests else None
+        self._logs_requests = logs_requests
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,8 +153,8 @@ class Watch:
         kind = facts.pop("kind", "none")
         _requests(kind, status).inc()
         _request_seconds(kind).observe(seconds)
-        if self._write is not None and kind != "health":
-            self._write("request", status=status, milliseconds=round(seconds * 1_000, 2), **facts)
+        if self._logs_requests and kind != "health":
+            write_request({**facts, "status": status, "milliseconds": round(seconds * 1_000, 2)})
 
 
 def _request_id(scope: Any) -> str:
