@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from application.ports import Catalogue, Clock, ProgressStore, Standing, VersionLibrary
 from domain import progress as rules
@@ -42,8 +43,7 @@ class Lesson:
     newer_version_offered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):  # as what it is made of
     """A walkthrough in a list. The counts are None where the caller has not begun."""
 
     standing: Standing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from domain.errors import CorruptHistory, WalkthroughUnavailable
@@ -153,6 +153,6 @@ def _fate(progress: Progress, publication: Publication, mine: Version, new: Vers
         return _FATES[transition.told], after.current_number(new)
     if move_is_offered(after, publication):
         return Fate.OFFERED, None
-    if selected(replace(publication, is_available=True)).after.version == new.number:
+    if selected(publication._replace(is_available=True)).after.version == new.number:
         return Fate.PENDING, None
     return Fate.STAYS, None

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from domain.chain import StepChain
 from domain.errors import InvalidValue, NotFound
@@ -280,8 +281,7 @@ class Version:
         return Manuscript(walkthrough_key, self.title, self.description, self.type, texts)
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """What is fresh at each call, beside the immutable content, when someone's next step is decided."""
 
     latest_version: int

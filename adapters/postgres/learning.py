@@ -65,29 +65,36 @@ def _is_storable(text: str) -> bool:
     return not any(letter == "\x00" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
+# A list makes one of each a row, and to call the enum takes ten times as long.
+_POLICIES = {each.value: each for each in PublishPolicy}
+_TYPES = {each.value: each for each in WalkthroughType}
+
+
 def _standing(organization_id: OrganizationId, row: Record) -> Standing:
-    walkthrough_id = WalkthroughId(row["id"])
+    # As the functions return them (migration 0009), and in this order: by name, twenty-five take twice as long.
+    id, key, is_published, archived_at, latest_version, on_publish, is_enabled = row[:7]
+    number, state, title, description, type, step_count, estimated_minutes = row[7:14]
     progress = None
     if row["revision"] is not None:
-        key = ProgressKey(organization_id, row["mcp_server_id"], row["mcp_server_user_id"], walkthrough_id)
-        progress = stored_progress(key, row)
+        progress_key = ProgressKey(organization_id, row["mcp_server_id"], row["mcp_server_user_id"], id)
+        progress = stored_progress(progress_key, row)
     return Standing(
         organization_id=organization_id,
-        walkthrough_id=walkthrough_id,
-        key=row["key"],
+        walkthrough_id=id,
+        key=key,
         publication=Publication(
-            latest_version=row["latest_version"],
-            policy=PublishPolicy(row["on_publish"]),
-            is_available=row["is_published"] and row["archived_at"] is None and bool(row["is_enabled"]),
-            is_withdrawn=progress is not None and row["state"] == VersionState.WITHDRAWN,
+            latest_version=latest_version,
+            policy=_POLICIES[on_publish],
+            is_available=is_published and archived_at is None and bool(is_enabled),
+            is_withdrawn=progress is not None and state == VersionState.WITHDRAWN,
         ),
         shown=VersionSummary(
-            number=row["shown_version"],
-            title=row["title"],
-            description=row["description"],
-            type=WalkthroughType(row["type"]),
-            step_count=row["step_count"],
-            estimated_minutes=row["estimated_minutes"],
+            number=number,
+            title=title,
+            description=description,
+            type=_TYPES[type],
+            step_count=step_count,
+            estimated_minutes=estimated_minutes,
         ),
         progress=progress,
     )

@@ -30,7 +30,7 @@ from domain.errors import (
     WalkthroughUnavailable,
 )
 from domain.progress import Standpoint, Status, Told
-from domain.walkthrough import MAX_DESCRIPTION_CHARS, MAX_RESULT_BYTES, MAX_TITLE_CHARS, Delivery
+from domain.walkthrough import MAX_DESCRIPTION_CHARS, MAX_RESULT_BYTES, MAX_TITLE_CHARS, Delivery, WalkthroughType
 from entrypoints.mcp.schema import (
     LessonResult,
     ProgressResult,
@@ -185,7 +185,7 @@ _ENVELOPE_BYTES = 800  # JSON-RPC around a result, with the longest name of a se
 
 def walkthrough_list(entries: Sequence[Entry]) -> tuple[WalkthroughList, str]:
     """The result of list_walkthroughs."""
-    return _fitting(lambda *chars: WalkthroughList([Row(**_row(each, *chars)) for each in entries]), _list_text)
+    return _fitting(lambda *chars: WalkthroughList([Row(*_row(each, *chars)) for each in entries]), _list_text)
 
 
 def status_list(entries: Sequence[Entry]) -> tuple[StatusList, str]:
@@ -216,34 +216,30 @@ def cut(text: str, chars: int) -> str:
     return text if len(text) <= chars else text[: chars - 1] + "…" if chars else ""
 
 
-def _row(entry: Entry, description_chars: int, title_chars: int) -> dict[str, Any]:
+def _row(entry: Entry, description_chars: int, title_chars: int) -> tuple[Any, ...]:
+    """The fields of a `Row`."""
     standing, shown = entry.standing, entry.standing.shown
-    return {
-        "id": standing.walkthrough_id,
-        "key": standing.key,
-        "title": cut(shown.title, title_chars),
-        "description": cut(shown.description, description_chars),
-        "type": shown.type,
-        "step_count": shown.step_count,
-        "estimated_minutes": shown.estimated_minutes,
-        "version": shown.number,
-        "status": status_of(standing.progress.status if standing.progress else None) if entry.is_caller_known else None,
-        "current_step_number": entry.current_step_number,
-        "newer_version_available": entry.newer_version_offered,
-    }
+    return (
+        standing.walkthrough_id,
+        standing.key,
+        cut(shown.title, title_chars),
+        cut(shown.description, description_chars),
+        shown.type,
+        shown.step_count,
+        shown.estimated_minutes,
+        shown.number,
+        status_of(standing.progress.status if standing.progress else None) if entry.is_caller_known else None,
+        entry.current_step_number,
+        entry.newer_version_offered,
+    )
 
 
 def _status_row(entry: Entry, *chars: int) -> StatusRow:
     progress = entry.standing.progress
     assert progress is not None, "status is told of what was begun"  # noqa: S101
-    return StatusRow(
-        **_row(entry, *chars),
-        attempt=progress.attempt,
-        started_at=progress.started_at,
-        last_activity_at=progress.last_activity_at,
-        completed_at=progress.completed_at,
-        completed_steps=entry.completed_steps or 0,
-    )
+    own = (progress.attempt, progress.started_at, progress.last_activity_at, progress.completed_at)
+    fields = (*_row(entry, *chars), *own, entry.completed_steps or 0)
+    return StatusRow(*fields)
 
 
 def _list_text(result: WalkthroughList) -> str:
@@ -277,17 +273,17 @@ def _status_text(result: StatusList) -> str:
     return "\n".join(lines)
 
 
+_WHERE = {None: "", "not_started": " · not started", "completed": " · completed"}
+_KINDS = {kind: kind.value for kind in WalkthroughType}
+
+
 def _headline(row: Row) -> str:
     minutes = f", about {row.estimated_minutes} min" if row.estimated_minutes else ""
     steps = f"{row.step_count} step{'s' if row.step_count > 1 else ''}"
-    where = {
-        None: "",
-        "not_started": " · not started",
-        "in_progress": f" · in progress, at step {row.current_step_number}",
-        "completed": " · completed",
-    }[row.status]
+    where = f" · in progress, at step {row.current_step_number}" if row.status == "in_progress" else _WHERE[row.status]
     newer = " · a newer version is out" if row.newer_version_available else ""
-    return f"{row.title} (key: {row.key}) · {row.type.value}, {steps}{minutes}, version {row.version}{where}{newer}"
+    kind = _KINDS[row.type]
+    return f"{row.title} (key: {row.key}) · {kind}, {steps}{minutes}, version {row.version}{where}{newer}"
 
 
 def _utc(millis: int) -> str:
