@@ -37,7 +37,7 @@ from adapters.postgres.tenancy import (
     RecentServers,
 )
 from adapters.postgres.visitors import PostgresVisitorStore
-from adapters.rate_limits import MemoryRateLimits, RedisRateLimits
+from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds, SystemClock
 from application.authoring import Authoring
 from application.authorization import Authorization
@@ -161,11 +161,11 @@ def serving_container(
     elif settings.smtp_url is not None:
         mailer = SmtpMailer(settings.smtp_url, settings.mail_from or f"cairn@{settings.base_domain}")
     allowed = rates(settings.limits or "")
-    limits = (
-        MemoryRateLimits(allowed)
-        if settings.rate_limit_url is None
-        else RedisRateLimits(settings.rate_limit_url, allowed)
-    )
+    limits: RateLimiter = MemoryRateLimits(allowed)
+    if settings.rate_limit_url is not None:
+        from adapters.redis_rate_limits import RedisRateLimits
+
+        limits = RedisRateLimits(settings.rate_limit_url, allowed)
     container = Container(
         database=database,
         mailer=providers.Object(mailer),

@@ -14,12 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import Script, ScriptDirectory
-from alembic.script.revision import RevisionError
-from alembic.util import CommandError
 from sqlalchemy import exists, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -37,7 +31,13 @@ from adapters.postgres.tables import metadata, organizations
 from domain.errors import TemporarilyUnavailable, WrongSchema
 
 if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import Script, ScriptDirectory
     from sqlalchemy import Connection
+
+# alembic is imported where it is used: to load it takes longer than a service otherwise needs to start, and that only
+# sees whether the database is at the newest revision.
+_MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 _MONTHS_AHEAD = 3
 _OLDEST_SERVER = 15_00_00  # the first with `unique nulls not distinct`
@@ -66,6 +66,8 @@ async def migrate(owner_url: str, *, service_login: str | None = None, finish: b
             the first that was missing cannot be made at present.
         TemporarilyUnavailable: when it cannot be reached, and nothing was done.
     """
+    from alembic.script.revision import RevisionError
+
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda **_: connect(dsn=owner_url, server_settings={"application_name": "cairn"}),
@@ -180,6 +182,9 @@ def _take_turn(connection: Connection) -> None:
 
 def _make_next(connection: Connection, *, may_contract: bool) -> str | None:
     """Makes the first revision that is missing, and returns it; None where none is, or it is not to be made yet."""
+    from alembic import command
+    from alembic.migration import MigrationContext
+
     missing = _missing(MigrationContext.configure(connection).get_current_revision())
     if not missing:
         return None
@@ -193,9 +198,20 @@ def _make_next(connection: Connection, *, may_contract: bool) -> str | None:
     return missing[0].revision
 
 
+def _newest() -> str:
+    """The revision of a database of this release: each file begins with its own, and they follow one another."""
+    return max(file.name for file in (_MIGRATIONS / "versions").glob("0*.py")).partition("_")[0]
+
+
 def _missing(present: str | None) -> Sequence[Script]:
     """What this release makes and the database has not, in order."""
-    return [*ScriptDirectory.from_config(_config()).iterate_revisions("head", present or "base")][::-1]
+    return [*_directory().iterate_revisions("head", present or "base")][::-1]
+
+
+def _directory() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_config())
 
 
 def _is_contracting(revision: Script) -> bool:
@@ -203,8 +219,10 @@ def _is_contracting(revision: Script) -> bool:
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     return config
 
 
@@ -251,6 +269,12 @@ async def check_schema(access: Access) -> bool:
             f"alter role \"{login}\" set {name} = '{value}'" for name, value in SERVICE_TIMEOUTS.items()
         )
         raise WrongSchema(f"the service's login has no time limits: let an administrator run: {settings}")
+    if revision == _newest():
+        return True
+
+    from alembic.script.revision import RevisionError
+    from alembic.util import CommandError
+
     try:
         missing = _missing(revision)
     except (CommandError, RevisionError) as error:
@@ -269,7 +293,7 @@ async def check_schema(access: Access) -> bool:
 @cache
 def _older() -> Set[str]:
     """The revisions that this release has left behind."""
-    known = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
+    known = {each.revision for each in _directory().walk_revisions()}
     return {revision for revision in known if not all(map(_is_contracting, _missing(revision)))}
 
 
@@ -278,7 +302,7 @@ def can_go_on(revision: str) -> bool:
 
     It can at a newer release's, which is migrated to while the old one still serves; only to start there is refused.
     """
-    return revision not in _older()
+    return revision == _newest() or revision not in _older()
 
 
 def _newer() -> WrongSchema:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from adapters.rate_limits import MemoryRateLimits, RedisRateLimits
+from adapters.rate_limits import MemoryRateLimits
+from adapters.redis_rate_limits import RedisRateLimits
 from application.limits import Limit, rates
 from application.ports import RateLimiter
 from domain.errors import TooManyRequests
@@ -28,7 +29,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture(params=["memory", "redis"])
 async def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Makes a limiter with these settings, which has counted nothing yet."""
-    monkeypatch.setattr("adapters.rate_limits._PATIENCE_SECONDS", 20)  # a busy machine is no Redis that hangs
+    monkeypatch.setattr("adapters.redis_rate_limits._PATIENCE_SECONDS", 20)  # a busy machine is no Redis that hangs
     opened: list[RedisRateLimits] = []
 
     async def made(setting: str) -> RateLimiter:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from adapters.postgres.connections import Database
-from adapters.rate_limits import MemoryRateLimits, RedisRateLimits
+from adapters.rate_limits import MemoryRateLimits
+from adapters.redis_rate_limits import RedisRateLimits
 from application.limits import Limit, Rate, network_of, rates
 from domain.errors import InvalidValue, TooManyRequests
 from entrypoints.settings import Settings
