@@ -30,14 +30,22 @@ class ConnectionPool:
     taken first, so that those that are not needed grow old, and go.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], size: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.size = size
-        self.in_use = 0
-        """How many connections are lent out, or being made."""
         self._connect = connect
+        self._now = now
+        self._taken = 0  # places: of connections that are lent out, and of those that are being made
+        self._making = 0
         self._free: deque[tuple[Connection, float]] = deque()  # and since when; the last used is last
         self._line: deque[asyncio.Future[Connection | None]] = deque()
         self._is_closed = False
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are lent out."""
+        return self._taken - self._making
 
     @property
     def free(self) -> int:
@@ -54,14 +62,15 @@ class ConnectionPool:
         """
         if self._is_closed:
             raise asyncpg.InterfaceError("the pool is closed")
+        self._end_rested()
         while self._free:
             connection, _ = self._free.pop()
             if not connection.is_closed():
-                self.in_use += 1
+                self._taken += 1
                 return connection
             connection.terminate()  # so that asyncpg forgets it, too
-        if self.in_use < self.size:
-            self.in_use += 1
+        if self._taken < self.size:
+            self._taken += 1
             return await self._made()
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._line.append(turn)
@@ -70,19 +79,18 @@ class ConnectionPool:
                 handed_on = await turn
         except BaseException:
             if turn.done() and not turn.cancelled():  # it came in the very moment of giving up
-                self._hand_on(turn.result())
+                self._pass_on(turn.result())
             raise
-        if handed_on is not None and not handed_on.is_closed():
-            return handed_on
-        return await self._made()
+        if handed_on is None:
+            return await self._made()
+        if handed_on.is_closed():  # on the way from hand to hand
+            handed_on.terminate()
+            return await self._made()
+        return handed_on
 
     def give_back(self, connection: Connection) -> None:
         """For the next. Whatever was begun on it has ended."""
-        if connection.is_closed() or self._is_closed:
-            connection.terminate()
-            self._hand_on(None)
-        else:
-            self._hand_on(connection)
+        self._pass_on(connection)
 
     async def throw_away(self, connection: Connection) -> None:
         """In place of `give_back`, where a statement may still be under way: it is cancelled."""
@@ -90,7 +98,7 @@ class ConnectionPool:
             with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await connection.close(timeout=_CLOSE_SECONDS)
         finally:
-            self._hand_on(None)
+            self._pass_on(None)
 
     async def close(self) -> None:
         """Closes those that are free; those that are lent out, as they come back."""
@@ -102,22 +110,33 @@ class ConnectionPool:
 
     async def _made(self) -> Connection:
         """A new connection, in a place that is counted already."""
+        self._making += 1
         try:
+            if self._is_closed:
+                raise asyncpg.InterfaceError("the pool is closed")
             return await self._connect()
         except BaseException:
-            self._hand_on(None)
+            self._pass_on(None)
             raise
+        finally:
+            self._making -= 1
 
-    def _hand_on(self, connection: Connection | None) -> None:
-        """A connection, or a place for a new one, to whoever is first in line."""
+    def _pass_on(self, connection: Connection | None) -> None:
+        """A connection that can still be used, or else a place for a new one, to whoever is first in line."""
+        if connection is not None and (connection.is_closed() or self._is_closed):
+            connection.terminate()
+            connection = None
         while self._line:
             turn = self._line.popleft()
             if not turn.done():
                 turn.set_result(connection)
                 return
-        self.in_use -= 1
-        now = time.monotonic()
+        self._taken -= 1
         if connection is not None:
-            self._free.append((connection, now))
-        while self._free and now - self._free[0][1] > _REST_SECONDS:
+            self._free.append((connection, self._now()))
+        self._end_rested()
+
+    def _end_rested(self) -> None:
+        """Ends those that have rested for too long: when one is given back, and before any is lent again."""
+        while self._free and self._now() - self._free[0][1] > _REST_SECONDS:
             self._free.popleft()[0].terminate()
