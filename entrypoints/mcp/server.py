@@ -31,6 +31,7 @@ from mcp.shared.inbound import (
     classify_inbound_request,
     find_duplicated_routing_header,
 )
+from mcp_types import CLIENT_INFO_META_KEY
 from mcp_types.methods import validate_client_request
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
@@ -222,16 +223,17 @@ class McpEndpoint:
         self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         """A tool call by way of the SDK."""
-        arrival = _arrival(context)
-        client = context.session.client_params
+        # What a client says of itself with an older revision has been looked at by nobody.
+        is_modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
+        said_of_client: Any = (params.meta or {}).get(CLIENT_INFO_META_KEY) if is_modern else None
         call = _Call(
             id=context.request_id,
             tool=params.name,
             arguments=params.arguments or {},
             revision=context.protocol_version,
-            client=None if client is None else (client.client_info.name, client.client_info.version),
+            client=_named_client(said_of_client),
         )
-        said = await self._answered(call, arrival)
+        said = await self._answered(call, _arrival(context))
         return types.CallToolResult(
             content=[types.TextContent(type="text", text=said.text)],
             structured_content=None if said.structured is None else msgspec.to_builtins(said.structured),
@@ -331,6 +333,11 @@ class McpEndpoint:
             return self._unavailable(cause, label)
         except TimeoutError:
             return self._unavailable("no answer in time", label)
+        except MCPError:
+            raise
+        except Exception as error:
+            _count_outcome(label, _error_code(error))
+            raise _internal_error(error, label) from error
         finally:
             _tool_call_seconds(label).observe(time.perf_counter() - began)
 
@@ -441,8 +448,12 @@ def _failed(failure: Exception | None, tool: str) -> _Said:
         return _refused(failure)
     if isinstance(failure, MCPError):
         raise failure
-    _log.error("tool call failed", tool=_label(tool), exc_info=failure)
-    raise MCPError(code=types.INTERNAL_ERROR, message="Internal error")
+    raise _internal_error(failure, _label(tool))
+
+
+def _internal_error(failure: Exception | None, label: str) -> MCPError:
+    _log.error("tool call failed", tool=label, exc_info=failure)
+    return MCPError(code=types.INTERNAL_ERROR, message="Internal error")
 
 
 def _arrival(ctx: ServerRequestContext[Any, Any]) -> Arrival:
@@ -485,14 +496,14 @@ async def _send_json(send: Send, status: int, body: bytes) -> None:
 
 
 def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
-    """A call of one of our tools in the newest era, in which the SDK finds nothing wrong; None: anything else.
+    """A tool call of the newest era, in which the SDK finds nothing wrong; None: anything else.
 
     Such calls are nearly all there is. The SDK's functions say whether they are in order, and what it would then do (a
     request, a connection, a session, a context and three models of the result) is left out: it takes as long as the
     tool itself. A test answers the same calls both ways.
     """
     message = arrival.message
-    if message is None or message.get("method") != "tools/call" or "id" not in message:
+    if message is None or message["method"] != "tools/call":
         return None
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     if find_duplicated_routing_header(headers) is not None:
@@ -501,10 +512,10 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
     if not isinstance(route, InboundModernRoute):
         return None
     params = message["params"]
-    if params.get("name") not in TOOLS:
-        return None
     try:
+        # Two readers, as the SDK has: one takes what the revision knows, the other what any revision does.
         validate_client_request("tools/call", route.protocol_version, params)
+        types.CallToolRequestParams.model_validate(params, by_name=False)
     except ValueError:
         return None
     return _Call(
@@ -512,8 +523,13 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
         tool=params["name"],
         arguments=params.get("arguments") or {},
         revision=route.protocol_version,
-        client=(route.client_info["name"], route.client_info["version"]) if route.client_info else None,
+        client=_named_client(route.client_info),
     )
+
+
+def _named_client(info: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Name and version in a `clientInfo` in which the SDK finds nothing wrong."""
+    return None if info is None else (info["name"], info["version"])
 
 
 def _result(arrival: Arrival, said: _Said) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from application.limits import rates
 from application.ports import CallLog, ToolCall
 from domain.errors import TemporarilyUnavailable
 from domain.tenancy import Caller, Server
+from entrypoints.http.message import Refusal, Request, message_of, text_of
 from entrypoints.mcp.server import STATE_KEY, Arrival, McpEndpoint
 from tests import fakes
 from tests.worlds import World, in_memory, on_postgres
@@ -75,7 +76,10 @@ class Served:
         """Status and decoded body of the answer."""
         sent: list[dict[str, Any]] = []
         answer_by = asyncio.get_running_loop().time() + seconds
-        arrival = Arrival(self.server, self.caller, "raw/1", answer_by)
+        message = None
+        with suppress(Refusal):  # what the gate would refuse is for the SDK here
+            message = message_of(text_of(body), Request())
+        arrival = Arrival(self.server, self.caller, "raw/1", answer_by, message)
         scope: Any = {
             "type": "http",
             "asgi": {"version": "3.0"},
