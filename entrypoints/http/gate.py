@@ -81,6 +81,8 @@ _T = TypeVar("_T")
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
 _MAX_PORT = 65_535
+_MAX_HOST_CHARS = 260  # a name, its dot at the end, a colon and a port
+_MAX_REMEMBERED_CHARS = 500  # of a header; those of clients have a hundred, those of browsers two
 # For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
 _LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
@@ -347,9 +349,14 @@ class _Host:
     port: str
 
 
-@lru_cache(1_024)  # of those who call again and again
 def _host_of(header: str | None) -> _Host | None:
-    text = (header or "").lower()
+    # What is longer is no host, and is not remembered: a caller may send tens of kilobytes, and many such.
+    return _parsed_host(header) if header and len(header) <= _MAX_HOST_CHARS else None
+
+
+@lru_cache(1_024)  # of those who call again and again
+def _parsed_host(header: str) -> _Host | None:
+    text = header.lower()
     match = _HOST.fullmatch(text)
     if match is None or not 0 < int((match[2] or ":1")[1:]) <= _MAX_PORT:
         return None
@@ -382,11 +389,12 @@ def _check_forms(headers: Headers) -> None:
     content_type = headers.only(b"content-type") or ""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Send the body with 'Content-Type: application/json'.")
-    if not _takes_json(",".join(headers.all(b"accept"))):
+    accept = ",".join(headers.all(b"accept"))
+    # Whoever sends more than any client does is not remembered.
+    if not (_takes_json_again(accept) if len(accept) <= _MAX_REMEMBERED_CHARS else _takes_json(accept)):
         raise Refusal(406, "Answers are JSON: send 'Accept: application/json, text/event-stream'.")
 
 
-@lru_cache(256)  # clients send the same in each request
 def _takes_json(accept: str) -> bool:
     """RFC 9110 section 12.5.1."""
     is_taken: dict[str, bool] = {}
@@ -396,6 +404,9 @@ def _takes_json(accept: str) -> bool:
     # The closest says it, wherever it stands.
     closest = next((form for form in ("application/json", "application/*", "*/*") if form in is_taken), None)
     return not is_taken or (closest is not None and is_taken[closest])
+
+
+_takes_json_again = lru_cache(256)(_takes_json)  # clients send the same in each request
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes:

@@ -22,6 +22,8 @@ _MAX_PROXIES = 16  # in a row; nobody has more, and a header of thousands is no 
 # Some write the port as well: 192.0.2.1:4711, [2001:db8::1]:4711.
 _WRITTEN = re.compile(r"([0-9.]{7,15})(?::[0-9]{1,5})?|\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})")
 
+_MAX_WRITTEN_CHARS = 53
+
 
 def trusted_networks(setting: str) -> Sequence[Network]:
     """The networks (`10.0.0.0/8`) and single addresses that `setting` names, spaces or commas between them.
@@ -79,10 +81,16 @@ def forwarded_scheme(
             return None
 
 
-@lru_cache(1_024)  # to read one takes 20 µs, and a client makes many calls
 def _parsed(text: str) -> Address | None:
     """An address as it may be written in the header; an IPv4 address in IPv6 clothes is an IPv4 address."""
-    match = _WRITTEN.fullmatch(text.strip())
+    written = text.strip()
+    # What is longer is none, and is not remembered: a caller may send tens of kilobytes.
+    return _parsed_again(written) if len(written) <= _MAX_WRITTEN_CHARS else None
+
+
+@lru_cache(1_024)  # to read one takes 20 µs, and a client makes many calls
+def _parsed_again(written: str) -> Address | None:
+    match = _WRITTEN.fullmatch(written)
     if match is None:
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from application.identity import Identity
 from application.limits import Limit
 from domain.tenancy import Caller
 from entrypoints.http.gate import Gate
+from entrypoints.http.proxies import trusted_networks
 from entrypoints.mcp.server import STATE_KEY, Arrival
 from tests.processes import Serving, serving
 from tests.serving.conftest import Tenant, call, challenge, make_tenant
@@ -421,6 +423,43 @@ def _gate(app: Any, world: World, identity: Any) -> Gate:
     limits: Any = MemoryRateLimits(dict.fromkeys(Limit))
     visitors: Any = None  # nobody comes by a personal address
     return Gate(app, world.servers, identity, visitors, limits, base_domain="localhost", default_server=None)
+
+
+@pytest.mark.promise("gate.request")
+@pytest.mark.parametrize("name", [b"host", b"accept", b"x-forwarded-for"])
+async def test_nothing_stays_in_memory_of_what_strangers_write_into_headers(name: bytes) -> None:
+    world = in_memory()
+    await world.server()
+    nobody: Any = None
+    limits = MemoryRateLimits(dict.fromkeys(Limit))
+    proxies = trusted_networks("127.0.0.1")
+    gate = Gate(
+        *(nobody, world.servers, world.identity, nobody, limits),
+        base_domain="localhost", default_server=None, trusted_proxies=proxies,
+    )  # fmt: skip
+    statuses = set()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.add(message.get("status"))
+
+    async def come(number: int) -> None:
+        headers = dict(_POSTED) | {name: b"%05d" % number + b"x" * 60_000}
+        scope: Any = {**_POST, "headers": list(headers.items())}
+        await gate(scope, receive, send)
+
+    await come(0)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            await come(number)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000  # of twelve million
+    assert statuses == {{b"host": 421, b"accept": 406}.get(name, 400), None}
 
 
 @pytest.mark.promise("gate.request")

@@ -82,6 +82,7 @@ def test_a_peer_without_an_address_is_believed_nothing(peer: str) -> None:
         ("::ffff:203.0.113.9", "203.0.113.9"),
         ("\t203.0.113.9", "203.0.113.9"),
         ("2001:db8:2::9:4711", "2001:db8:2::9:4711"),
+        ("[2001:0db8:0002:0000:0000:0000:203.113.113.109]:65535", "2001:db8:2::cb71:716d"),
     ],
 )
 def test_an_address_is_read_in_each_way_that_proxies_write_it(written: str, address: str) -> None:
