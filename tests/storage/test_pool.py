@@ -16,7 +16,7 @@ from adapters.postgres.connections import Access, Database
 from adapters.postgres.pool import ConnectionPool
 from domain.errors import TemporarilyUnavailable
 
-_LONG = 60.0  # longer than a test
+_LONG = 5.0  # longer than it takes
 _POOLED = """
 select pid from pg_stat_activity where application_name in ('pooled', 'cairn') and datname = current_database()
 """
