@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install test check audit simulate storm fuzz torture mutations mutmut clean
+.PHONY: run install test check audit simulate storm fuzz torture bench mutations mutmut clean
 
 # Runs Cairn on this machine: database, demo walkthroughs, server. PORT and DATA_DIR may be given.
 run: install
@@ -49,6 +49,13 @@ fuzz: .venv/installed-dev
 torture: .venv/installed-dev
 	CAIRN_TORTURE_SEED=$(SEED) $(BIN)/python -m tests.torture.run "$(ONLY)"
 
+# What is promised about speed and growth, measured side by side, for some twenty minutes: docs/performance.md. ONLY takes
+# the comparisons whose names begin so. What is seeded stays in .bench/, some five gigabytes. Without FastMCP, which has an
+# environment of its own, the one row that needs it is left out.
+bench: .venv/installed-dev
+	-$(MAKE) .venv/bench/installed
+	$(BIN)/python -m tests.bench.run "$(ONLY)"
+
 # The recorded breaks, each made in a copy: the tests must see all of them. ONLY takes those whose names begin so.
 mutations: .venv/installed-dev
 	$(BIN)/python -m tests.mutations.run "$(ONLY)"
@@ -90,6 +97,11 @@ mutmut: .venv/installed-dev
 	  sys.exit(node.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", sys.prefix]))'
 	@touch $@
 
+.venv/bench/installed: requirements-bench.lock | .venv/bin/python
+	$(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
 .venv/audit/installed: requirements-audit.lock | .venv/bin/python
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.lock
@@ -108,6 +120,8 @@ lock:
 	  --no-annotate --no-emit-index-url --group conformance -o requirements-conformance.lock
 	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --group audit -o requirements-audit.lock
+	.venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --constraints requirements.lock --group bench -o requirements-bench.lock
 
 clean:
 	rm -rf .venv
