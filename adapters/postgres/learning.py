@@ -242,7 +242,8 @@ _BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 
 _IS_NOTED = """
 select exists (
     select from walkthrough_progress_events
-     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3
+       and (mcp_server_user_id, walkthrough_id) between ($3, $4) and ($3, $4)
        and kind = 'stuck' and attempt = $5 and from_step_id = $6 and note is not distinct from $7)
 """
 
