@@ -43,7 +43,7 @@ MAY = {
 }
 # All but the last three see one organisation's rows; those tell only whether a name is taken, and by whom.
 MAY_CALL = {
-    *("bearer_of", "visitor_of", "standings", "matching_standings"),
+    *("bearer_of", "visitor_of", "standings_here", "standings_named"),
     *("advance_progress", "begin_progress", "record_tool_calls"),
     *("server_at", "organization_of", "organization_ids"),
 }
