@@ -50,13 +50,13 @@ STATEMENTS_OF_ONE_IN_EIGHT = 3.5
 Rows = tuple[int, int, int, int, int]
 _WHO: dict[str, Rows] = {"access_tokens": (0, 0, 0, 0, 1)}
 _WHERE: dict[str, Rows] = {
-    "mcp_server_walkthroughs": (0, 0, 0, 0, 2),  # to find it, and what the assignment says
+    "mcp_server_walkthroughs": (0, 0, 0, 0, 1),
     "walkthroughs": (0, 0, 0, 0, 1),
     "walkthrough_versions": (0, 0, 0, 0, 2),  # the latest, and the one shown
-    "walkthrough_progress": (0, 0, 0, 0, 2),  # to find it, and how far it is
+    "walkthrough_progress": (0, 0, 0, 0, 1),
 }
 _GONE_ON: dict[str, Rows] = {
-    "walkthrough_progress": (0, 1, 1, 0, 4),  # two more to store it
+    "walkthrough_progress": (0, 1, 1, 0, 3),  # two more to store it
     "walkthrough_progress_events": (1, 0, 0, 0, 0),
 }
 _LOGGED: dict[str, Rows] = {"tool_calls": (1, 0, 0, 0, 0), "mcp_servers": (0, 0, 0, 0, 1)}  # the foreign key
@@ -67,32 +67,32 @@ ROWS = {
     "review_walkthrough_step": _WHO | _WHERE | _LOGGED,
     "get_walkthrough_status": _WHO | _WHERE | _LOGGED,
 }
-# Read for each walkthrough of a server with many: itself, its assignment twice, its version twice. What is named is
-# looked for among all of them, as it may be named by its title.
-ROWS_READ_OF_A_WALKTHROUGH = 5
+# Read for each walkthrough of a server with many, by what tells of them all: itself, its assignment, its version twice.
+ROWS_READ_OF_A_WALKTHROUGH = 4
+TELL_OF_ALL = {"list_walkthroughs", "get_walkthrough_status"}
 
 # The write-ahead log, without the records of the two commits: 484 for the progress and its event, 438 for the log. An
 # index more, or a row that moves to another page, is 70 or so each.
 WAL_BYTES_OF_AN_ADVANCE = 960
 
 # An answer has the step's text twice, as structure and as text. Beside it, at most:
-ANSWER_BYTES_AROUND_A_STEP = 2_200
+ANSWER_BYTES_AROUND_A_STEP = 2_160
 # For each walkthrough of a list, with a short title and description: twice as well.
-ANSWER_BYTES_OF_A_WALKTHROUGH = 340
+ANSWER_BYTES_OF_A_WALKTHROUGH = 335
 # Length, kind, Vary, X-Request-Id.
-HEADER_BYTES = 105
+HEADER_BYTES = 103
 # What an assistant reads before its user has said a word: about 4,000 tokens, and 300.
 FIRST_BYTES = {"tools/list": 16_500, "server/discover": 1_250}
 
-# Python functions, entered or resumed, by era: measured on Python 3.11 as 1,403 and 2,132, and a thirtieth more. The
-# handshake's era takes more because the SDK passes its messages through streams.
-FUNCTION_CALLS_OF_AN_ADVANCE = {"modern": 1_450, "legacy": 2_200}
-FUNCTION_CALLS_OF_A_LISTED_WALKTHROUGH = 18
-# asyncio tasks: one of Cairn's for the call and one for the log, and the SDK's.
-TASKS_OF_A_CALL = {"modern": 6, "legacy": 9}
+# Python functions, entered or resumed, by era: measured on Python 3.11 as 587 and 1,567, and a thirtieth more. The
+# handshake's era takes more because the SDK works on its messages, and passes them through streams.
+FUNCTION_CALLS_OF_AN_ADVANCE = {"modern": 605, "legacy": 1_615}
+FUNCTION_CALLS_OF_A_LISTED_WALKTHROUGH = 17
+# asyncio tasks: one of Cairn's for the call and one for the log, and in the handshake's era three of the SDK's.
+TASKS_OF_A_CALL = {"modern": 2, "legacy": 5}
 # Objects that hold one another in a circle, so that the garbage collector must find them: everything stands still
-# while it looks.
-CYCLIC_OBJECTS_OF_A_CALL = {"modern": 20, "legacy": 14}
+# while it looks. Those that there are come from the SDK.
+CYCLIC_OBJECTS_OF_A_CALL = {"modern": 0, "legacy": 10}
 
 # What may run beside a call, or take a turn more: far less than anything done for each step or walkthrough.
 _STRAY_CALLS = 5
@@ -328,10 +328,10 @@ async def test_each_tool_touches_so_many_rows_whatever_the_number_of_steps(
         await owner.execute("delete from organizations")
 
 
-async def test_a_server_with_fifty_walkthroughs_costs_no_call_more_than_that_they_are_read(
+async def test_a_server_with_fifty_walkthroughs_costs_no_call_more_unless_it_tells_of_them(
     owner_url: str, owner: asyncpg.Connection
 ) -> None:
-    """Against one with a single walkthrough; only a list also tells of them."""
+    """Against one with a single walkthrough."""
     database = Database(Access(owner_url, assume_role=True), pool_size=1)
     count = 50
     await _until_alone(owner)
@@ -344,8 +344,9 @@ async def test_a_server_with_fifty_walkthroughs_costs_no_call_more_than_that_the
         touched = _Touched(database, owner)
         async for tool, ask in _each_tool(await served.client(server=busy)):
             rows = await touched.by(ask)
-            read = sum(each[-1] for each in ROWS[tool].values())
-            assert sum(each[-1] for each in rows.values()) <= read + ROWS_READ_OF_A_WALKTHROUGH * count, (tool, rows)
+            read = sum(each[-1] for each in ROWS[tool].values()) + 1  # the foreign key looks at both servers there are
+            more = ROWS_READ_OF_A_WALKTHROUGH * (count - 1) if tool in TELL_OF_ALL else 0
+            assert sum(each[-1] for each in rows.values()) <= read + more, (tool, rows)
             assert {name: each[:4] for name, each in rows.items()} == {
                 name: each[:4] for name, each in ROWS[tool].items()
             }
@@ -354,7 +355,8 @@ async def test_a_server_with_fifty_walkthroughs_costs_no_call_more_than_that_the
         assert abs(fifty[tool].function_calls - one[tool].function_calls) <= _STRAY_CALLS, tool
         assert abs(fifty[tool].answer_bytes - one[tool].answer_bytes) <= _ID_BYTES, tool
     listed, alone = fifty["list_walkthroughs"], one["list_walkthroughs"]
-    assert listed.function_calls - alone.function_calls <= FUNCTION_CALLS_OF_A_LISTED_WALKTHROUGH * (count - 1)
+    calls = FUNCTION_CALLS_OF_A_LISTED_WALKTHROUGH * (count - 1) + _STRAY_CALLS
+    assert listed.function_calls - alone.function_calls <= calls
     assert listed.answer_bytes - alone.answer_bytes <= ANSWER_BYTES_OF_A_WALKTHROUGH * (count - 1)
 
 
