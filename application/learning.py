@@ -257,11 +257,15 @@ class Learning:
             each.walkthrough_id: (progress.current_number(version), progress.completed_steps(version))
             for each, progress, version in await self._begun(standings)
         }
+        is_known = caller.user_id is not None
         entries = []
         for each in standings:
-            number, completed = counts.get(each.walkthrough_id, (None, None))
+            if each.progress is None:  # most of a list
+                entries.append(Entry(each, is_known, None, None, False))
+                continue
+            number, completed = counts[each.walkthrough_id]
             offered = rules.move_is_offered(each.progress, each.publication)
-            entries.append(Entry(each, caller.user_id is not None, number, completed, offered))
+            entries.append(Entry(each, is_known, number, completed, offered))
         return entries
 
     async def _standpoints(self, caller: Caller) -> Sequence[rules.Standpoint]:

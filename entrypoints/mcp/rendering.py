@@ -254,7 +254,8 @@ def _list_text(result: WalkthroughList) -> str:
         lines.append(f"{number}. {_headline(row)}")
         if row.description:
             # On one line: a line of its author's could look like a row.
-            lines.append("   " + " ".join(row.description.split()))
+            is_one = row.description.isprintable()
+            lines.append("   " + (row.description if is_one else " ".join(row.description.split())))
     return "\n".join(lines)
 
 

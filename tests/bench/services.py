@@ -42,9 +42,16 @@ class Service:
 
 
 @contextmanager
-def cairn(database_url: str, folder: Path, *, workers: int = 1, core: int | None = None) -> Iterator[Service]:
-    """`cairn serve` on a database, with its log in a file, as an operator runs it."""
-    arguments = ["-m", "entrypoints.cli.main", "serve", "--port", "0", "--workers", str(workers)]
+def cairn(
+    database_url: str,
+    folder: Path,
+    *,
+    workers: int = 1,
+    core: int | None = None,
+    program: Sequence[str] = ("-m", "entrypoints.cli.main"),
+) -> Iterator[Service]:
+    """`cairn serve` on a database, with its log in a file, as an operator runs it; or another program that does so."""
+    arguments = [*program, "serve", "--port", "0", "--workers", str(workers)]
     variables = environment(CAIRN_DATABASE_URL=database_url, CAIRN_LIMITS=_WIDE_LIMITS)
     with _started([sys.executable, *arguments], variables, r"https?://[^/\s]+:(\d+)/mcp", folder, core) as service:
         yield service
