@@ -277,7 +277,9 @@ class Database:
             return "schema"
         except (TemporarilyUnavailable, TimeoutError, asyncpg.PostgresError):  # the last: it lets nobody in any more
             return "pool" if self._pool.in_use >= self._pool.size else "database"
-        return None if revision is not None and can_serve(revision) else "schema"
+        # A thread: of an unknown revision it is found out by loading what takes half a second, and others are served.
+        is_ours = revision is not None and await asyncio.to_thread(can_serve, revision)
+        return None if is_ours else "schema"
 
     def hot(self) -> AbstractAsyncContextManager[Connection]:
         """A connection of the asyncpg pool, in autocommit: for functions, as no table shows a row here.

@@ -56,7 +56,7 @@ class ConnectionPool:
         """A connection, which is to be given back by `give_back` or `throw_away`.
 
         Raises:
-            TimeoutError: when none came free in time.
+            TimeoutError: when none came free, or could be made, in time.
             OSError, asyncpg.PostgresError: when one has to be made and cannot.
             asyncpg.InterfaceError: when the pool is closed.
         """
@@ -69,14 +69,17 @@ class ConnectionPool:
                 self._taken += 1
                 return connection
             connection.terminate()  # so that asyncpg forgets it, too
+        async with asyncio.timeout(timeout_seconds):
+            return await self._made_or_handed_on()
+
+    async def _made_or_handed_on(self) -> Connection:
         if self._taken < self.size:
             self._taken += 1
             return await self._made()
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._line.append(turn)
         try:
-            async with asyncio.timeout(timeout_seconds):
-                handed_on = await turn
+            handed_on = await turn
         except BaseException:
             if turn.done() and not turn.cancelled():  # it came in the very moment of giving up
                 self._pass_on(turn.result())

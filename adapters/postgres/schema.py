@@ -198,6 +198,7 @@ def _make_next(connection: Connection, *, may_contract: bool) -> str | None:
     return missing[0].revision
 
 
+@cache
 def _newest() -> str:
     """The revision of a database of this release: each file begins with its own, and they follow one another."""
     return max(file.name for file in (_MIGRATIONS / "versions").glob("0*.py")).partition("_")[0]

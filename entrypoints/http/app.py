@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from litestar import Litestar, Request, Response
@@ -36,6 +36,8 @@ from entrypoints.logs import configure_logs, log_what_nobody_awaits
 from entrypoints.mcp.server import McpEndpoint
 from entrypoints.settings import Settings
 from entrypoints.traces import Traces, traces_wanted
+
+_FAILED = Refusal(500, "Something went wrong here, and it is not your doing: try again.")
 
 _log = structlog.get_logger(__name__)
 
@@ -127,8 +129,26 @@ def application(
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
         """Past the gate. Litestar has everything but MCP, where it would only look for the way."""
-        is_call = scope["type"] == "http" and scope["path"] == "/mcp"  # type: ignore[comparison-overlap]  # plain strings
-        await (endpoint.handle if is_call else cast(ASGIApp, litestar))(scope, receive, send)
+        if scope["type"] != "http" or scope["path"] != "/mcp":  # type: ignore[comparison-overlap]  # plain strings
+            await litestar(scope, receive, send)
+            return
+        has_begun = False
+
+        async def sent(message: Any) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await endpoint.handle(scope, receive, sent)
+        except Exception as error:
+            if has_begun:
+                raise
+            _log.error("request failed", handler="mcp", exc_info=error)
+            body, headers = refusal_body(Kind.MCP, _FAILED)
+            length = (b"content-length", str(len(body)).encode())
+            await send({"type": "http.response.start", "status": _FAILED.status, "headers": [*headers, length]})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
     gate = Gate(
         inside,
@@ -163,7 +183,7 @@ def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case _:
             # Not the path: that of a visitor is a secret of theirs.
             _log.error("request failed", handler=str(request.route_handler), exc_info=error)
-            refusal = Refusal(500, "Something went wrong here, and it is not your doing: try again.")
+            refusal = _FAILED
     place = place_of(request.scope["path"])
     body, described = refusal_body(place.kind if place else Kind.PAGE, refusal)
     headers = {name.decode(): value.decode() for name, value in (*described, *refusal.headers)}

@@ -25,7 +25,8 @@ from entrypoints.http.message import Refusal
 # Twice the connections to the database, so that each of these is busy while an answer is made. From two callers at once
 # on, one more makes the others wait, and raises what is answered in all by a tenth at most.
 _PLACES = 16
-# One process answers some 250 calls a second on a core: the last of the line then waits for an eighth of a second.
+# One process answers a thousand calls a second on a core of its own, and some 250 where it shares one: the last of the
+# line then waits for an eighth of a second.
 _LINE = 32
 # Where the core is slower or shared, this bounds the wait. With the 4.5 s that a call itself may take, an answer is
 # there within 5 s.

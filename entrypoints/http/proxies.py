@@ -21,8 +21,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MAX_PROXIES = 16  # in a row; nobody has more, and a header of thousands is no work
 # Some write the port as well: 192.0.2.1:4711, [2001:db8::1]:4711.
 _WRITTEN = re.compile(r"([0-9.]{7,15})(?::[0-9]{1,5})?|\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})")
-
-_MAX_WRITTEN_CHARS = 53
+_MAX_WRITTEN_CHARS = 53  # 45 of an IPv6 address that ends as an IPv4 one, its brackets, and a port
 
 
 def trusted_networks(setting: str) -> Sequence[Network]:

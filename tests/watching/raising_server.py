@@ -26,6 +26,7 @@ from application.visitors import Visitors
 from entrypoints import container as composition
 from entrypoints.cli import main
 from entrypoints.http.gate import Gate
+from entrypoints.mcp.server import McpEndpoint
 
 _SECRET = os.environ["CAIRN_TEST_SECRET"]
 _abandoned: set[asyncio.Task[None]] = set()
@@ -84,6 +85,14 @@ if __name__ == "__main__":
         return welcomes(gate, place, headers)
 
     Gate._welcomes = buggy  # type: ignore[method-assign]
+    handle = McpEndpoint.handle
+
+    async def buggy_handle(endpoint: McpEndpoint, scope: Any, receive: Any, send: Any) -> None:
+        if b"x-bug" in dict(scope["headers"]):
+            _fail()
+        await handle(endpoint, scope, receive, send)
+
+    McpEndpoint.handle = buggy_handle  # type: ignore[method-assign]
     container = composition.Container
     container.learning.set_provides(BuggyLearning)
     container.visitors.set_provides(BuggyVisitors)

@@ -186,6 +186,17 @@ async def test_a_failing_page_is_told_without_what_the_exception_says(faulty: Te
     await _assert_told(faulty, answer, "request failed", _ROOTS)
 
 
+async def test_a_failing_endpoint_answers_as_json_rpc_and_is_told_without_what_the_exception_says(
+    faulty: Tenant,
+) -> None:
+    headers = {"host": faulty.host, "x-bug": "1", "authorization": f"Bearer {await faulty.token(_EMAIL)}"}
+    async with httpx2.AsyncClient(headers=headers) as http:
+        answer = await http.post(at(faulty.service, "/mcp"), json=call("list_walkthroughs"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, -32003)
+    assert _SECRET not in answer.text
+    await _assert_told(faulty, answer, "request failed", _ROOTS)
+
+
 async def test_a_failing_gate_is_told_by_the_server_with_the_requests_id(faulty: Tenant) -> None:
     before = len(lines(faulty.service))
     async with httpx2.AsyncClient(headers={"host": faulty.host}) as http:
