@@ -101,8 +101,8 @@ def application(
         log_what_nobody_awaits()
         async with around(), database:
             keepers = [asyncio.create_task(storage.keep_running()), asyncio.create_task(metrics.sampled(sample))]
-            # What is there now stays: the collector need not look at it again and again. Nor need it look after every few
-            # hundred objects: a plain call leaves nothing to it (tests/storage/test_counts.py).
+            # What is there now stays: the collector need not look at it again and again. Nor need it look after every
+            # few hundred objects: a plain call leaves nothing to it (tests/storage/test_counts.py).
             gc.freeze()
             gc.set_threshold(10_000, 20, 50)
             try:
