@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import chain, repeat
 from typing import Any
 
@@ -64,6 +64,8 @@ class Record(msgspec.Struct):
     told: dict[str, int]
     microseconds: list[int]
     cpu_seconds: float
+    body_bytes: int = 0
+    """Of the answers that are what the task is about, all together."""
 
     @property
     def counted(self) -> int:
@@ -185,7 +187,23 @@ class _Client:
         ).encode() + body
 
 
-_ABOUT = {"next_walkthrough_step": "advanced"}
+# What an answer that is what a task is about says, by tool. A tool that is not named has no status of its own.
+_ABOUT = {
+    "next_walkthrough_step": {"advanced"},
+    "select_walkthrough": {"started", "resumed", "restarted", "moved_to_latest", "completed"},
+}
+# What else may be said on the way there: of the selects in between, and of the last step.
+_BESIDES = {"next_walkthrough_step": {"started", "resumed", "restarted", "completed"}}
+
+
+def about(kind: str) -> Set[str]:
+    """What the answers that count say."""
+    return _ABOUT.get(kind, {"answered"})
+
+
+def unexpected(kind: str, told: Set[str]) -> Set[str]:
+    """Of what was told, whatever no answer to a task of this kind should say: an error's text, or a status of HTTP."""
+    return told - about(kind) - _BESIDES.get(kind, set())
 
 
 class _Crowd:
@@ -194,6 +212,7 @@ class _Crowd:
         self._left = task.calls
         self._told: Counter[str] = Counter()
         self._microseconds: list[int] = []
+        self._body_bytes = 0
 
     async def run(self) -> Record:
         """Everybody's calls, until the time is over or all are made."""
@@ -210,10 +229,10 @@ class _Crowd:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         for connection in connections:
             connection.transport.close()
-        return Record(seconds, dict(self._told), self._microseconds, cpu)
+        return Record(seconds, dict(self._told), self._microseconds, cpu, self._body_bytes)
 
     async def _call(self, connection: _Connection, people: Sequence[Person], until: float) -> None:
-        about = _ABOUT.get(self._task.kind)
+        wanted = about(self._task.kind)
         now = time.perf_counter()
         clients = [_Client(person, self._task.kind) for person in people]
         for person in chain.from_iterable(repeat(clients, self._task.rounds)):
@@ -225,10 +244,12 @@ class _Crowd:
                 calls += 1
                 request, counts = person.next()
                 sent = now
-                told = person.read(*await connection.ask(request))
+                status, body = await connection.ask(request)
+                told = person.read(status, body)
                 now = time.perf_counter()
                 self._told[told] += 1
-                if counts and (about is None or told == about):
+                if counts and told in wanted:
+                    self._body_bytes += len(body)
                     self._microseconds.append(int((now - sent) * 1e6))
 
 

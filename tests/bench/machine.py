@@ -62,6 +62,13 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / 1e9
 
 
+def ended_children_seconds(pid: int) -> float:
+    """Processor time of the children of a process that have ended, and of theirs."""
+    *_, after_name = (_PROC / str(pid) / "stat").read_text().rpartition(")")
+    user, system = after_name.split()[13:15]  # 16 and 17 of proc(5), whose third is the first after the name
+    return (int(user) + int(system)) * _TICK
+
+
 def busy_seconds() -> float:
     """Processor time that everybody on this machine has used so far, and what other machines took of it."""
     user, nice, system, _, _, irq, softirq, steal, *_ = map(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,13 +28,17 @@ import asyncpg
 import msgspec
 
 from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres.connections import Access, Database
+from adapters.postgres.learning import PostgresVersionLibrary, _size_in_memory
+from domain.tenancy import WalkthroughId
+from domain.walkthrough import VersionKey
 from tests.bench import stores
 from tests.bench.clients import Person, Record, Task
-from tests.bench.machine import Load, Unfair, children, cores, cpu_seconds, pin, resident_bytes
+from tests.bench.machine import Load, Unfair, children, cores, cpu_seconds, ended_children_seconds, pin, resident_bytes
 from tests.bench.peers import TOOL
 from tests.bench.seed import LARGE, SMALL, Learner, Scale, Seeded, seeded
-from tests.bench.services import Service, ask, cairn, no_op, other_core
-from tests.processes import PROJECT
+from tests.bench.services import Service, ask, cairn, no_op, other_core, started
+from tests.processes import PROJECT, environment
 
 CONNECTIONS = 8
 _SECONDS = 3.0
@@ -45,16 +50,19 @@ _QUIET_SECONDS = 120.0  # how long a round is put off where others are at work
 
 _LONG = Scale(20_000, walkthroughs=10, steps=100, learners=200)
 _LISTED = Scale(20_000, walkthroughs=50, assignments=50, begun=10, learners=200)
-# One person at a time begins each of these for the first time.
-_SHORT_VERSIONS = Scale(4_000, walkthroughs=200, steps=5, assignments=200, begun=10, learners=60, is_alone=True)
+# Few enough to stay in memory, and enough people for rounds of a second.
+_SHORT_VERSIONS = Scale(10_000, walkthroughs=10, steps=5, begun=10, learners=500, is_alone=True)
 _LONG_VERSIONS = replace(_SHORT_VERSIONS, steps=500)
+# Among them the learners have begun all that there is.
+_SHORT_UNSEEN = Scale(4_000, walkthroughs=200, steps=5, assignments=200, begun=10, learners=200, is_alone=True)
+_LONG_UNSEEN = replace(_SHORT_UNSEEN, steps=500)
 _ONE_SERVER = Scale(2_000, learners=20, is_alone=True)
 _MANY_SERVERS = Scale(2_000, servers=5_000, learners=20, is_alone=True)
 _DISTINCT = Scale(
     20_000, walkthroughs=2_000, steps=20, servers=40, assignments=50, learners=2_000, learner_servers=40, is_alone=True
 )
 ANY_CORE = -1
-_CACHE_BYTES = 64 * 2**20  # adapters.postgres.learning.PostgresVersionLibrary
+_CACHE_BYTES: int = inspect.signature(PostgresVersionLibrary).parameters["max_bytes"].default
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,25 @@ class Figure:
     """A row of the table. Without a goal it is only told; without a value it is left out, and `note` says why."""
 
     name: str
-    value: float | None
+    value: float | None = None
     unit: str = "×"
     at_most: float | None = None
     at_least: float | None = None
     note: str = ""
+    has_failed: bool = False
+    """Whether there is no value because something went wrong."""
+
+    def of(self, value: float, note: str = "") -> Figure:
+        """The row with what was found."""
+        return replace(self, value=value, note=note)
+
+    def left_out(self, why: str) -> Figure:
+        """The row without a value."""
+        return replace(self, note=why)
+
+    def failed(self, why: str) -> Figure:
+        """The row of a comparison that went wrong."""
+        return replace(self, note=why, has_failed=True)
 
     @property
     def holds(self) -> bool | None:
@@ -90,10 +112,10 @@ class Bench:
         return asyncio.run(seeded(self.postgres, name, scale))
 
     def postgres_cpu(self) -> float:
-        """Processor time of PostgreSQL so far; of a backend, until it ends."""
+        """Processor time of PostgreSQL so far, with that of the backends that have ended."""
         pid = self.postgres.pid
         assert pid is not None
-        return cpu_seconds([pid, *children(pid)])
+        return cpu_seconds([pid, *children(pid)]) + ended_children_seconds(pid)
 
     @contextmanager
     def no_op(self, kind: str) -> Iterator[Service]:
@@ -238,6 +260,24 @@ def _told(database: Seeded, sql: str) -> int:
 
 _EVENTS = "select count(*) from walkthrough_progress_events where kind = 'advanced' and to_step_id is not null"
 _TRANSACTIONS = "select xact_commit from pg_stat_database where datname = current_database()"
+_OTHER_CLIENTS = """
+select count(*) from pg_stat_activity
+ where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
+"""
+
+
+def _transactions(database: Seeded) -> int:
+    """How many were committed so far, of clients that have gone: a backend tells what it has counted as it ends, and
+    one that idles at its leisure.
+
+    Raises:
+        AssertionError: when a client stays.
+    """
+    until = time.monotonic() + 10
+    while _told(database, _OTHER_CLIENTS):
+        assert time.monotonic() < until, "somebody is connected still"
+        time.sleep(0.05)
+    return _told(database, _TRANSACTIONS)
 
 
 def _same_events(database: Seeded, before: int, advanced: int) -> None:
@@ -248,6 +288,15 @@ def _same_events(database: Seeded, before: int, advanced: int) -> None:
     """
     stored = _told(database, _EVENTS) - before
     assert stored == advanced, f"{advanced} answers say 'advanced', and {stored} events were stored"
+
+
+@contextmanager
+def _all_stored(databases: Sequence[Seeded], seen: Sequence[Sequence[Round]]) -> Iterator[None]:
+    """As `_same_events`, of what is done meanwhile: `seen` has every round on each of the databases."""
+    before = [_told(database, _EVENTS) for database in databases]
+    yield
+    for database, events, rounds in zip(databases, before, seen, strict=True):
+        _same_events(database, events, sum(each.record.counted for each in rounds))
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons
@@ -276,14 +325,30 @@ def _rate(rounds: Sequence[Sequence[Round]], which: int) -> str:
     return f"{_median(rounds, lambda it: it.rate, which):.0f}/s"
 
 
+_ADVANCE = (
+    Figure("advance: CPU, to a no-op tool", at_most=2.0),
+    Figure("advance: throughput, to a no-op tool", at_least=0.5),
+    Figure("advance: throughput, to a no-op tool of FastMCP", at_least=1.0),
+    Figure("advance: statements, its share of the log's included", unit="", at_most=3.5),
+    Figure("advance: CPU of PostgreSQL", unit=" µs"),
+    Figure("advance: bytes of an answer", unit=""),
+)
+
+
 def advance(bench: Bench) -> Iterator[Figure]:
-    """A whole step against a tool that does nothing."""
+    """A whole step against a tool that does nothing.
+
+    Statements are transactions as PostgreSQL counts them. Each is of one statement: what `hot_transaction` runs before
+    its own does not count. `tests/storage/test_counts.py` counts statements.
+    """
+    cpu, throughput, to_fastmcp, statements, of_postgres, answer = _ADVANCE
     database = bench.database("long", _LONG)
     walkers = _people(database.learners()[:CONNECTIONS])
     step = Task(0, "next_walkthrough_step", walkers, CONNECTIONS, _SECONDS)
     seen: list[Round] = []
     without_fastmcp = ""
-    with ExitStack() as stack:
+    transactions = _transactions(database)
+    with ExitStack() as stack, _all_stored([database], [seen]):
         service = stack.enter_context(bench.serving(database))
         sdk = stack.enter_context(bench.no_op("sdk"))
         contestants = [
@@ -295,27 +360,22 @@ def advance(bench: Bench) -> Iterator[Figure]:
             contestants.append(_of_service(bench, fastmcp, lambda _: _nothing()))
         except Unfair as unfair:
             without_fastmcp = str(unfair)
-        events, transactions = _told(database, _EVENTS), _told(database, _TRANSACTIONS)
         rounds = contest(contestants)
-        _same_events(database, events, sum(each.record.counted for each in seen))
-        time.sleep(1.1)  # a connection tells what it has counted once a second
-        calls = sum(sum(each.record.told.values()) for each in seen)
-        statements = (_told(database, _TRANSACTIONS) - transactions) / calls
-    note = f"{_cpu(rounds, 0)} to {_cpu(rounds, 1)}"
-    yield Figure("advance: CPU, to a no-op tool", _ratio(rounds, lambda it: it.cpu_each, 0, 1), at_most=2.0, note=note)
-    note = f"{_rate(rounds, 0)} to {_rate(rounds, 1)}"
-    yield Figure(
-        "advance: throughput, to a no-op tool", _ratio(rounds, lambda it: it.rate, 0, 1), at_least=0.5, note=note
-    )
-    name = "advance: throughput, to a no-op tool of FastMCP"
+    transactions = _transactions(database) - transactions
+    calls = sum(sum(each.record.told.values()) for each in seen)
+    yield cpu.of(_ratio(rounds, lambda it: it.cpu_each, 0, 1), f"{_cpu(rounds, 0)} to {_cpu(rounds, 1)}")
+    yield throughput.of(_ratio(rounds, lambda it: it.rate, 0, 1), f"{_rate(rounds, 0)} to {_rate(rounds, 1)}")
     if without_fastmcp:
-        yield Figure(name, None, at_least=1.0, note=without_fastmcp)
+        yield to_fastmcp.left_out(without_fastmcp)
     else:
-        note = f"{_rate(rounds, 0)} to {_rate(rounds, 2)}"
-        yield Figure(name, _ratio(rounds, lambda it: it.rate, 0, 2), at_least=1.0, note=note)
-    yield Figure("advance: statements, its share of the log's included", statements, "", at_most=3.5)
+        yield to_fastmcp.of(_ratio(rounds, lambda it: it.rate, 0, 2), f"{_rate(rounds, 0)} to {_rate(rounds, 2)}")
+    yield statements.of(transactions / calls, "transactions of one statement")
     its = 1e6 * _median(rounds, lambda it: it.postgres_cpu_each, 0)
-    yield Figure("advance: CPU of PostgreSQL", its, " µs", note=f"{CONNECTIONS} connections")
+    yield of_postgres.of(its, f"{CONNECTIONS} connections")
+    yield answer.of(_median(rounds, lambda it: it.record.body_bytes / it.record.counted, 0), "its body")
+
+
+_LIST = (Figure("list of 50: CPU, to a no-op tool", at_most=2.5),)
 
 
 def listing(bench: Bench) -> Iterator[Figure]:
@@ -324,10 +384,8 @@ def listing(bench: Bench) -> Iterator[Figure]:
     lists = Task(0, "list_walkthroughs", _people(database.learners()[:CONNECTIONS]), CONNECTIONS, _SECONDS)
     with bench.serving(database) as service, bench.no_op("sdk") as sdk:
         rounds = contest([_of_service(bench, service, lambda _: lists), _of_service(bench, sdk, lambda _: _nothing())])
-    note = f"{_cpu(rounds, 0)} to {_cpu(rounds, 1)}"
-    yield Figure(
-        "list of 50: CPU, to a no-op tool", _ratio(rounds, lambda it: it.cpu_each, 0, 1), at_most=2.5, note=note
-    )
+    (cpu,) = _LIST
+    yield cpu.of(_ratio(rounds, lambda it: it.cpu_each, 0, 1), f"{_cpu(rounds, 0)} to {_cpu(rounds, 1)}")
 
 
 _PGBENCH = """\
@@ -352,6 +410,8 @@ select organization_id, mcp_server_id, wanted.id, walkthrough_id, version, attem
   from like_this, wanted
 """
 _FORGET_NUMBERED = "delete from mcp_server_users where id ~ '^[0-9]+$'"
+
+_COMMIT = (Figure("commit: our store, to pgbench -M prepared", at_least=0.5),)
 
 
 def commit(bench: Bench) -> Iterator[Figure]:
@@ -395,10 +455,8 @@ def commit(bench: Bench) -> Iterator[Figure]:
 
     rounds = contest([ours, theirs])
     _same_events(database, events, sum(seen))
-    note = f"{_rate(rounds, 0)} to {_rate(rounds, 1)}"
-    yield Figure(
-        "commit: our store, to pgbench -M prepared", _ratio(rounds, lambda it: it.rate, 0, 1), at_least=0.5, note=note
-    )
+    (figure,) = _COMMIT
+    yield figure.of(_ratio(rounds, lambda it: it.rate, 0, 1), f"{_rate(rounds, 0)} to {_rate(rounds, 1)}")
 
 
 def _of_stores(task: stores.Task) -> Record:
@@ -472,6 +530,12 @@ def _by_pgbench(pgbench: str, script: Path, database: Seeded, number: int) -> Re
     return Record(count / float(rate[1]), {"answered": count}, [0] * count, 0.0)
 
 
+_TAIL = (
+    Figure("tail: p99 to p50 of an advance, 32 users", at_most=5.0),
+    Figure("tail: p99 of an advance, 32 users", unit=" ms", at_most=200.0),
+)
+
+
 def tail(bench: Bench) -> Iterator[Figure]:
     """The slowest advances against the median, with 32 users on one walkthrough for two minutes."""
     database = bench.database("long", _LONG)
@@ -490,45 +554,64 @@ def tail(bench: Bench) -> Iterator[Figure]:
     note = (
         f"p50 {1e3 * times[0]:.0f} ms, p99 {1e3 * times[1]:.0f} ms, longest {1e3 * times[2]:.0f} ms, {done.rate:.0f}/s"
     )
-    yield Figure("tail: p99 to p50 of an advance, 32 users", times[1] / times[0], at_most=5.0, note=note)
-    yield Figure("tail: p99 of an advance, 32 users", 1e3 * times[1], " ms", at_most=200.0)
+    to_median, itself = _TAIL
+    yield to_median.of(times[1] / times[0], note)
+    yield itself.of(1e3 * times[1])
+
+
+_ROWS = (Figure("growth: advance, 3,000,000 rows to 100,000, 10,000 walkthroughs to 10", at_most=1.15),)
 
 
 def rows(bench: Bench) -> Iterator[Figure]:
     """An advance among 3,000,000 progress rows and 10,000 walkthroughs, against 100,000 and 10."""
     databases = [bench.database("small", SMALL), bench.database("large", LARGE)]
     rounds = _advances(bench, databases, rounds=9)
-    yield from _growth("growth: advance, 3,000,000 rows to 100,000, 10,000 walkthroughs to 10", rounds, at_most=1.15)
+    (figure,) = _ROWS
+    yield _growth(figure, rounds)
+
+
+_STEPS = (
+    Figure("growth: advance, 500 steps to 5", at_most=1.1),
+    Figure("growth: first select of a version, 500 steps to 5", at_most=2.0),
+)
 
 
 def steps(bench: Bench) -> Iterator[Figure]:
     """A version of 500 steps against one of 5: an advance, and the first select of it in a process."""
+    advanced, first = _STEPS
     databases = [bench.database("steps5", _SHORT_VERSIONS), bench.database("steps500", _LONG_VERSIONS)]
-    rounds = _advances(bench, databases, rounds=_ROUNDS)
-    yield from _growth("growth: advance, 500 steps to 5", rounds, at_most=1.1)
-    firsts: list[list[float]] = []
-    for database in databases:
-        # All of one server's walkthroughs, each by whoever has begun it: none is in memory yet, as after a restart.
-        seen: dict[str, Person] = {}
-        for person in _people(database.learners(), walkthroughs=10):
-            seen.setdefault(person.walkthrough, person)
-        warm, *cold = seen.values()
-        with bench.serving(database) as service:
-            _await_quiet()
+    yield _growth(advanced, _advances(bench, databases, rounds=_ROUNDS))
+    with ExitStack() as stack:
+        contestants = []
+        for name, scale in (("unseen5", _SHORT_UNSEEN), ("unseen500", _LONG_UNSEEN)):
+            database = bench.database(name, scale)
+            # All of one server's walkthroughs, each by whoever has begun it: none is in memory yet, as after a restart.
+            people: dict[str, Person] = {}
+            for person in _people(database.learners(), walkthroughs=scale.begun):
+                people.setdefault(person.walkthrough, person)
+            warm, *cold = people.values()
+            service = stack.enter_context(bench.serving(database))
             ask(Task(service.port, "select_walkthrough", [warm], 1, calls=20, core=other_core()))
-            done = ask(Task(service.port, "select_walkthrough", cold, 1, turn=1, rounds=1, core=other_core()))
-        firsts.append([it / 1e6 for it in done.microseconds])
-    short, long = (statistics.median(it) for it in firsts)
-    note = f"{1e3 * long:.1f} ms to {1e3 * short:.1f} ms, {len(firsts[0])} walkthroughs each"
-    yield Figure("growth: first select of a version, 500 steps to 5", long / short, at_most=2.0, note=note)
+            share = len(cold) // _ROUNDS
+
+            def task(number: int, cold: Sequence[Person] = cold, share: int = share) -> Task:
+                part = cold[number * share : (number + 1) * share]
+                return Task(0, "select_walkthrough", part, 1, turn=1, rounds=1)
+
+            contestants.append(_of_service(bench, service, task))
+        rounds = contest(contestants)
+    short, long = (1e3 * _median(rounds, lambda it: it.record.at(0.5), which) for which in (0, 1))
+    note = f"{long:.1f} ms to {short:.1f} ms, {share} walkthroughs each in {len(rounds)} rounds"
+    yield first.of(_ratio(rounds, lambda it: it.record.at(0.5), 1, 0), note)
 
 
 def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int) -> Sequence[Sequence[Round]]:
     """Advances on each of the databases: from the first step to the fifth, or the last, of what somebody has begun, and
     nobody's twice."""
-    with ExitStack() as stack:
+    seen: list[list[Round]] = [[] for _ in databases]
+    with ExitStack() as stack, _all_stored(databases, seen):
         contestants = []
-        for database in databases:
+        for database, its in zip(databases, seen, strict=True):
             service = stack.enter_context(bench.serving(database))
             walkers = _people(database.learners(), database, database.scale.begun)
             share = len(walkers) // (rounds + 1)
@@ -538,17 +621,19 @@ def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int) -> Sequenc
                 part = walkers[number * share : (number + 1) * share]
                 return Task(0, "next_walkthrough_step", part, CONNECTIONS, _SECONDS, turn=turn, rounds=1)
 
-            contestants.append(_of_service(bench, service, task))
+            contestants.append(_noted(_of_service(bench, service, task), its))
             contestants[-1](rounds)  # not counted: connections are made, and content is loaded
         return contest(contestants, rounds)
 
 
-def _growth(name: str, rounds: Sequence[Sequence[Round]], *, at_most: float) -> Iterator[Figure]:
+def _growth(figure: Figure, rounds: Sequence[Sequence[Round]]) -> Figure:
     """What an advance takes with more of something, to what it takes with little."""
-    figure = statistics.median(each[0].rate / each[1].rate for each in rounds)
     cpu = _ratio(rounds, lambda it: it.cpu_each, 1, 0)
     postgres = _ratio(rounds, lambda it: it.postgres_cpu_each, 1, 0)
-    yield Figure(name, figure, at_most=at_most, note=f"CPU {cpu:.2f}×, PostgreSQL's {postgres:.2f}×")
+    return figure.of(_ratio(rounds, lambda it: it.rate, 0, 1), f"CPU {cpu:.2f}×, PostgreSQL's {postgres:.2f}×")
+
+
+_HOSTS = (Figure("growth: look-up of a host, 5,000 servers to 1", at_most=1.1),)
 
 
 def hosts(bench: Bench) -> Iterator[Figure]:
@@ -561,8 +646,11 @@ def hosts(bench: Bench) -> Iterator[Figure]:
         return lambda _: _round(bench, [], lambda: _of_stores(task))
 
     rounds = contest([contestant(each) for each in databases])
-    figure = statistics.median(each[0].rate / each[1].rate for each in rounds)
-    yield Figure("growth: look-up of a host, 5,000 servers to 1", figure, at_most=1.1)
+    (figure,) = _HOSTS
+    yield figure.of(_ratio(rounds, lambda it: it.rate, 0, 1), f"{_rate(rounds, 1)} to {_rate(rounds, 0)}")
+
+
+_PROCESSES = (Figure("two processes: throughput, to one"),)
 
 
 def processes(bench: Bench) -> Iterator[Figure]:
@@ -570,12 +658,14 @@ def processes(bench: Bench) -> Iterator[Figure]:
     database = bench.database("long", _LONG)
     walkers = _people(database.learners()[: 2 * CONNECTIONS])
     task = Task(0, "next_walkthrough_step", walkers, 2 * CONNECTIONS, _SECONDS, core=ANY_CORE)
+    seen: list[Round] = []
     postgres = bench.postgres.pid
     assert postgres is not None
     pin([postgres, *children(postgres)], cores())
     try:
-        with bench.serving(database, core=ANY_CORE) as one, bench.serving(database, workers=2, core=ANY_CORE) as two:
-            rounds = contest([_of_service(bench, service, lambda _: task) for service in (one, two)])
+        with ExitStack() as stack, _all_stored([database], [seen]):
+            services = [stack.enter_context(bench.serving(database, workers=n, core=ANY_CORE)) for n in (1, 2)]
+            rounds = contest([_noted(_of_service(bench, service, lambda _: task), seen) for service in services])
     finally:
         pin([postgres, *children(postgres)], {other_core()})
 
@@ -586,17 +676,24 @@ def processes(bench: Bench) -> Iterator[Figure]:
         others = f"PostgreSQL's {postgres:.2f} and the load's {load:.2f}"
         return f"{_rate(rounds, which)} by {ours:.2f} cores, with {others}"
 
-    yield Figure(
-        "two processes: throughput, to one", _ratio(rounds, lambda it: it.rate, 1, 0), note=f"{where(1)} to {where(0)}"
-    )
+    (figure,) = _PROCESSES
+    yield figure.of(_ratio(rounds, lambda it: it.rate, 1, 0), f"{where(1)} to {where(0)}")
+
+
+_MEMORY = (
+    Figure("memory: at rest", unit=" MiB", at_most=140 * 1e6 / 2**20),
+    Figure("memory: growth over 200,000 calls, beyond the cache", unit=" MiB", at_most=10e6 / 2**20),
+)
 
 
 def memory(bench: Bench) -> Iterator[Figure]:
     """What a process holds as it starts, and after 200,000 calls on 2,000 walkthroughs."""
     database = bench.database("distinct", _DISTINCT)
-    # Each of somebody's walkthroughs begins one further than the last person's: all of them come up again and again.
+    # Each person's first, which is nobody else's: all of them come up again and again.
     walkers = _people(database.learners())
     assert len({it.walkthrough for it in walkers}) == _DISTINCT.walkthroughs
+    # Only a cache that is full may be taken off as a whole.
+    assert asyncio.run(_bytes_in_memory(database, walkers)) > _CACHE_BYTES
     with bench.serving(database) as service:
         at_rest = resident_bytes(service.process.pid)
         events = _told(database, _EVENTS)
@@ -605,61 +702,70 @@ def memory(bench: Bench) -> Iterator[Figure]:
         )
         _same_events(database, events, done.counted)
         after = resident_bytes(service.process.pid)
-    yield Figure("memory: at rest", at_rest / 2**20, " MiB", at_most=140 * 1e6 / 2**20)
+    rest, growth = _MEMORY
+    yield rest.of(at_rest / 2**20)
     beyond = max(0, after - at_rest - _CACHE_BYTES)
-    note = f"{(after - at_rest) / 2**20:.0f} MiB in all, with the cache of at most {_CACHE_BYTES / 2**20:.0f}"
-    yield Figure(
-        "memory: growth over 200,000 calls, beyond the cache", beyond / 2**20, " MiB", at_most=10e6 / 2**20, note=note
-    )
+    note = f"{(after - at_rest) / 2**20:.0f} MiB in all, with the cache of {_CACHE_BYTES / 2**20:.0f}"
+    yield growth.of(beyond / 2**20, note)
 
 
-_IMPORTS = "import litestar, mcp, sqlalchemy"
+async def _bytes_in_memory(database: Seeded, people: Sequence[Person]) -> int:
+    """What the content of their walkthroughs takes, as whoever keeps it in memory measures it."""
+    async with Database(Access(database.service_url)) as connections:
+        library = PostgresVersionLibrary(connections)
+        keys = [VersionKey(database.organization_id, WalkthroughId(it.walkthrough), 1) for it in people]
+        found = 0
+        for first in range(0, len(keys), 100):
+            versions = await library.versions(keys[first : first + 100])
+            found += sum(map(_size_in_memory, versions.values()))
+    return found
+
+
+_START = (Figure("start: ready, to importing litestar, mcp and sqlalchemy", at_most=1.5),)
+# Says that it is there, as a service says its port, and ends no sooner than that one.
+_IMPORTS = "import litestar, mcp, sqlalchemy; print(0, flush=True); import signal; signal.pause()"
 
 
 def start(bench: Bench) -> Iterator[Figure]:
-    """From nothing to an answer, against importing three of the libraries."""
+    """From nothing to an answer, against importing three of the libraries: both on one core, watched from the other."""
     database = bench.database("server", _ONE_SERVER)
-    ready: list[float] = []
-    imported: list[float] = []
-    for _ in range(_ROUNDS):
-        _await_quiet()
-        began = time.perf_counter()
-        subprocess.run(["taskset", "-c", str(cores()[0]), sys.executable, "-c", _IMPORTS], check=True)
-        imported.append(time.perf_counter() - began)
-        with _pinned_start(bench, database) as service:
-            ready.append(service.seconds)
-    figure = statistics.median(one / other for one, other in zip(ready, imported, strict=True))
-    note = f"{statistics.median(ready):.2f} s to {statistics.median(imported):.2f} s"
-    yield Figure("start: ready, to importing litestar, mcp and sqlalchemy", figure, at_most=1.5, note=note)
+    core, other = cores()
+    folder = Path(tempfile.mkdtemp(dir=bench.folder))
 
+    def contestant(starting: Callable[[], AbstractContextManager[Service]]) -> Callable[[int], Round]:
+        def run() -> Record:
+            with starting() as service:
+                seconds = service.seconds
+            return Record(seconds, {"answered": 1}, [int(1e6 * seconds)], 0.0)
 
-@contextmanager
-def _pinned_start(bench: Bench, database: Seeded) -> Iterator[Service]:
-    """As `serving`, on one core from its very beginning."""
-    import os
+        return lambda _: _round(bench, [], run)
 
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cores()[0]})
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {other})
     try:
-        context = bench.serving(database, core=ANY_CORE)
-        service = context.__enter__()
+        rounds = contest(
+            [
+                contestant(lambda: bench.serving(database, core=core)),
+                contestant(lambda: started([sys.executable, "-c", _IMPORTS], environment(), r"(\d+)", folder, core)),
+            ]
+        )
     finally:
-        os.sched_setaffinity(0, before)
-    try:
-        yield service
-    finally:
-        context.__exit__(None, None, None)
+        os.sched_setaffinity(0, everywhere)
+    ready, imported = (_median(rounds, lambda it: it.record.seconds, which) for which in (0, 1))
+    (figure,) = _START
+    yield figure.of(_ratio(rounds, lambda it: it.record.seconds, 0, 1), f"{ready:.2f} s to {imported:.2f} s")
 
 
-COMPARISONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    "advance": advance,
-    "list": listing,
-    "commit": commit,
-    "tail": tail,
-    "rows": rows,
-    "steps": steps,
-    "hosts": hosts,
-    "processes": processes,
-    "memory": memory,
-    "start": start,
+# How each is measured, and the rows that come of it.
+COMPARISONS: dict[str, tuple[Callable[[Bench], Iterator[Figure]], Sequence[Figure]]] = {
+    "advance": (advance, _ADVANCE),
+    "list": (listing, _LIST),
+    "commit": (commit, _COMMIT),
+    "tail": (tail, _TAIL),
+    "rows": (rows, _ROWS),
+    "steps": (steps, _STEPS),
+    "hosts": (hosts, _HOSTS),
+    "processes": (processes, _PROCESSES),
+    "memory": (memory, _MEMORY),
+    "start": (start, _START),
 }

@@ -2,8 +2,8 @@
 
 python -m tests.bench.run [the beginning of a comparison's name]
 
-The exit status is 1 where a goal is missed. What cannot be measured fairly is left out by name, and no figure of it is
-told.
+The exit status is 1 where a goal is missed, or a comparison failed. What cannot be measured fairly is left out by name,
+and no figure of it is told.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FOLDER = PROJECT / ".bench"
 def main() -> int:
     """Runs the comparisons that are asked for, and prints a line for each figure as it is there."""
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = {name: compare for name, compare in COMPARISONS.items() if name.startswith(asked)}
+    chosen = [comparison for name, comparison in COMPARISONS.items() if name.startswith(asked)]
     if not chosen:
         print(f"There is no comparison {asked!r}: there are {', '.join(COMPARISONS)}.")
         return 2
@@ -36,22 +36,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as logs, EmbeddedPostgres(_FOLDER) as postgres:
         pid = postgres.pid
         assert pid is not None
-        for name, compare in chosen.items():
+        for compare, rows in chosen:
+            untold = list(rows)
+            without: list[Figure] = []
             try:
                 pin([pid], {cores()[1]})
                 for figure in compare(Bench(postgres, Path(logs))):
+                    untold = [row for row in untold if row.name != figure.name]
                     figures.append(figure)
                     print(_line(figure), flush=True)
             except Unfair as unfair:
-                left_out = Figure(name, None, note=str(unfair))
-                figures.append(left_out)
-                print(_line(left_out), flush=True)
+                without = [row.left_out(str(unfair)) for row in untold]
+            except Exception as error:  # noqa: BLE001 - one comparison that fails takes none of the others along
+                without = [row.failed(f"{type(error).__name__}: {error}") for row in untold]
+            figures += without
+            for figure in without:
+                print(_line(figure), flush=True)
     missed = [figure.name for figure in figures if figure.holds is False]
-    out = [figure.name for figure in figures if figure.value is None]
+    out = [figure.name for figure in figures if figure.value is None and not figure.has_failed]
+    failed = [figure.name for figure in figures if figure.has_failed]
     seconds = time.monotonic() - began
     print(f"\n{len(figures)} figures in {seconds / 60:.0f} min; missed: {', '.join(missed) or 'none'}; ", end="")
-    print(f"left out: {', '.join(out) or 'none'}")
-    return 1 if missed else 0
+    print(f"left out: {', '.join(out) or 'none'}; failed: {', '.join(failed) or 'none'}")
+    return 1 if missed or failed else 0
 
 
 def _line(figure: Figure) -> str:
@@ -62,7 +69,8 @@ def _line(figure: Figure) -> str:
     else:
         goal = "—"
     if figure.value is None:
-        return f"{figure.name:<72} {goal:>12} {'left out':>12}  {figure.note}"
+        said = "failed" if figure.has_failed else "left out"
+        return f"{figure.name:<72} {goal:>12} {said:>12}  {figure.note}"
     said = {True: "yes", False: "NO", None: "—"}[figure.holds]
     value = f"{figure.value:.0f}{figure.unit}" if figure.value >= 100 else f"{figure.value:.2f}{figure.unit}"
     return f"{figure.name:<72} {goal:>12} {value:>12}  {said:<4} {figure.note}".rstrip()

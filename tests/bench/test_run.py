@@ -10,7 +10,7 @@ import pytest
 
 from adapters.embedded_postgres import EmbeddedPostgres
 from tests.bench import rows, run
-from tests.bench.clients import Record
+from tests.bench.clients import Record, unexpected
 from tests.bench.machine import Unfair
 from tests.bench.rows import Bench, Figure, Round, contest
 from tests.bench.seed import Scale
@@ -59,9 +59,13 @@ def test_nobody_is_always_the_first(quiet: None) -> None:
     assert "".join(order) == "abbaabba"
 
 
-def _told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compare: Callable[[Bench], Iterator[Figure]]) -> int:
+def _told(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    **comparisons: tuple[Callable[[Bench], Iterator[Figure]], list[Figure]],
+) -> int:
     monkeypatch.setattr(run, "_FOLDER", tmp_path)
-    monkeypatch.setattr(run, "COMPARISONS", {"this": compare})
+    monkeypatch.setattr(run, "COMPARISONS", comparisons)
     monkeypatch.setattr("sys.argv", ["run"])
     before = os.sched_getaffinity(0)
     try:
@@ -73,24 +77,51 @@ def _told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compare: Callable[[Be
 def test_what_cannot_be_measured_fairly_is_left_out_by_name_and_misses_no_goal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rows = [Figure("one thing", at_most=2.0), Figure("without a peer", at_least=1.0), Figure("this", at_most=3.0)]
+
     def compare(_: Bench) -> Iterator[Figure]:
-        yield Figure("one thing", 1.5, at_most=2.0)
-        yield Figure("without a peer", None, at_least=1.0, note="FastMCP is not installed")
+        yield rows[0].of(1.5)
+        yield rows[1].left_out("FastMCP is not installed")
         raise Unfair("others use 1.4 cores of this machine")
 
-    assert _told(monkeypatch, tmp_path, compare) == 0
+    assert _told(monkeypatch, tmp_path, these=(compare, rows)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split() == ["one", "thing", "≤", "2×", "1.50×", "yes"]
     assert lines[4].split("left out")[1].strip() == "FastMCP is not installed"
-    assert lines[5].split() == ["this", "—", "left", "out", "others", "use", "1.4", "cores", "of", "this", "machine"]
-    assert lines[7].endswith("missed: none; left out: without a peer, this")
+    assert lines[5].split()[:5] == ["this", "≤", "3×", "left", "out"]
+    assert lines[5].endswith("others use 1.4 cores of this machine")
+    assert lines[7].endswith("missed: none; left out: without a peer, this; failed: none")
+
+
+def test_a_comparison_that_fails_takes_no_other_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, sound = Figure("broken", at_most=2.0), Figure("sound", at_most=2.0)
+
+    def broken(_: Bench) -> Iterator[Figure]:
+        raise RuntimeError("the load generator failed")
+        yield row
+
+    assert _told(monkeypatch, tmp_path, one=(broken, [row]), two=(lambda _: iter([sound.of(1.0)]), [sound])) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[:4] == ["broken", "≤", "2×", "failed"]
+    assert lines[3].endswith("RuntimeError: the load generator failed")
+    assert lines[4].split() == ["sound", "≤", "2×", "1.00×", "yes"]
+    assert lines[6].endswith("missed: none; left out: none; failed: broken")
+
+
+def test_an_answer_that_is_an_error_never_counts() -> None:
+    assert unexpected("next_walkthrough_step", {"advanced", "restarted", "completed", "stuck"}) == {"stuck"}
+    assert unexpected("select_walkthrough", {"started", "resumed", "429"}) == {"429"}
+    assert unexpected("list_walkthroughs", {"answered", '[{"type":"text"'}) == {'[{"type":"text"'}
 
 
 def test_a_missed_goal_is_the_exit_status(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _told(monkeypatch, tmp_path, lambda _: iter([Figure("slow", 3.0, at_most=2.0)])) == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("missed: slow; left out: none")
+    slow = Figure("slow", at_most=2.0)
+    assert _told(monkeypatch, tmp_path, this=(lambda _: iter([slow.of(3.0)]), [slow])) == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("missed: slow; left out: none; failed: none")
 
 
 def test_a_comparison_that_there_is_not_is_told(
