@@ -212,13 +212,12 @@ def _round(bench: Bench, pids: Sequence[int], run: Callable[[], Record]) -> Roun
 
 def _of_service(bench: Bench, service: Service, task: Callable[[int], Task]) -> Callable[[int], Round]:
     """A contestant: a service under the load of a task, by the number of the round."""
-    pids = service.pids
 
     def run(number: int) -> Round:
         given = task(number)
         core = None if given.core == ANY_CORE else other_core()
         given = msgspec.structs.replace(given, port=service.port, core=core)
-        return _round(bench, pids, lambda: ask(given))
+        return _round(bench, service.pids, lambda: ask(given))  # now: workers come after the port is told
 
     return run
 
