@@ -128,32 +128,8 @@ def application(
         openapi_config=None,
         logging_config=None,
     )
-
-    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-        """Past the gate. Litestar has everything but MCP, where it would only look for the way."""
-        if scope["type"] != "http" or scope["path"] != "/mcp":  # type: ignore[comparison-overlap]  # plain strings
-            await litestar(scope, receive, send)
-            return
-        has_begun = False
-
-        async def sent(message: Any) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
-        try:
-            await endpoint.handle(scope, receive, sent)
-        except Exception as error:
-            if has_begun:
-                raise
-            _log.error("request failed", handler="mcp", exc_info=error)
-            body, headers = refusal_body(Kind.MCP, _FAILED)
-            length = (b"content-length", str(len(body)).encode())
-            await send({"type": "http.response.start", "status": _FAILED.status, "headers": [*headers, length]})
-            await send({"type": "http.response.body", "body": body, "more_body": False})
-
     gate = Gate(
-        inside,
+        _Inside(litestar, endpoint),
         container.servers(),
         container.identity(),
         visitors,
@@ -167,6 +143,36 @@ def application(
     readiness = Readiness(storage.trouble_of(database), lambda: load.is_stopping)
     watch = Watch(gate, readiness, traces, logs_requests=show_mail is None)
     return watch
+
+
+class _Inside:
+    """Past the gate: calls go to the MCP endpoint, on the way to which Litestar would only look for it."""
+
+    def __init__(self, litestar: Litestar, endpoint: McpEndpoint) -> None:
+        self.litestar = litestar
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/mcp":  # type: ignore[comparison-overlap]  # plain strings
+            await self.litestar(scope, receive, send)
+            return
+        has_begun = False
+
+        async def sent(message: Any) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._endpoint.handle(scope, receive, sent)
+        except Exception as error:
+            if has_begun:
+                raise
+            _log.error("request failed", handler="mcp", exc_info=error)
+            body, headers = refusal_body(Kind.MCP, _FAILED)
+            length = (b"content-length", str(len(body)).encode())
+            await send({"type": "http.response.start", "status": _FAILED.status, "headers": [*headers, length]})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -505,6 +505,9 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
     message = arrival.message
     if message is None or message["method"] != "tools/call":
         return None
+    name = (message.get("params") or {}).get("name")
+    if not isinstance(name, str) or name not in TOOLS:
+        return None
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     if find_duplicated_routing_header(headers) is not None:
         return None
