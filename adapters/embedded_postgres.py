@@ -64,6 +64,8 @@ _GREETING = struct.pack("!II", 8 + len(_WHO), 3 << 16) + _WHO
 _TERMINATE = b"X\0\0\0\4"
 _CANNOT_CONNECT_NOW = b"C57P03\0"  # the SQLSTATE field of "the database system is starting up / shutting down"
 
+# What has just begun to start ends within a second, on a machine that is busy within some.
+_END_SECONDS = 10.0
 _UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -459,6 +461,8 @@ class EmbeddedPostgres:
         except BaseException:
             if child is not None:  # ours, and of use to nobody yet
                 child.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_END_SECONDS)  # or it would outlive whoever interrupted its start
             raise
         finally:
             server_lock.release()
