@@ -49,7 +49,7 @@ fuzz: .venv/installed-dev
 torture: .venv/installed-dev
 	CAIRN_TORTURE_SEED=$(SEED) $(BIN)/python -m tests.torture.run "$(ONLY)"
 
-# What is promised about speed and growth, measured side by side, for some twenty minutes: docs/performance.md. ONLY takes
+# What is promised about speed and growth, measured side by side, for some fifteen minutes: docs/performance.md. ONLY takes
 # the comparisons whose names begin so. What is seeded stays in .bench/, some five gigabytes. Without FastMCP, which has an
 # environment of its own, the one row that needs it is left out.
 bench: .venv/installed-dev
