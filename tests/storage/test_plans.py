@@ -288,7 +288,7 @@ async def _inside(connection: Any, statement: str) -> tuple[list[str], bool, lis
 
 
 def _by_what_it_uses(statement: str) -> tuple[str, list[int]]:
-    """The statement with its parameters numbered from 1, and which they are: not each uses all that a function is given."""
+    """The statement with its parameters numbered from 1, and which they are: not each uses all of a function's."""
     used = sorted({int(number) for number in re.findall(r"\$(\d+)", statement)})
     return re.sub(r"\$(\d+)", lambda found: f"${used.index(int(found[1])) + 1}", statement), used
 
