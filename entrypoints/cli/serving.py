@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import resource
 import signal
@@ -179,6 +180,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is there now stays: the collector need not look at it again and again. Nor need it look after every few
+        # hundred objects: a plain call leaves nothing to it (tests/storage/test_counts.py).
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
         if self.started:
             self._on_started()
 

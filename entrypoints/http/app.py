@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import multiprocessing
 import os
 import re
@@ -101,10 +100,6 @@ def application(
         log_what_nobody_awaits()
         async with around(), database:
             keepers = [asyncio.create_task(storage.keep_running()), asyncio.create_task(metrics.sampled(sample))]
-            # What is there now stays: the collector need not look at it again and again. Nor need it look after every
-            # few hundred objects: a plain call leaves nothing to it (tests/storage/test_counts.py).
-            gc.freeze()
-            gc.set_threshold(10_000, 20, 50)
             try:
                 async with endpoint.running():
                     yield
