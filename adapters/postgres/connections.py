@@ -282,7 +282,7 @@ class Database:
         return None if is_ours else "schema"
 
     def hot(self) -> AbstractAsyncContextManager[Connection]:
-        """A connection of the asyncpg pool, in autocommit: for functions, as no table shows a row here.
+        """A connection for a tool call, in autocommit: for functions, as no table shows a row here.
 
         Raises:
             TemporarilyUnavailable: when none can be had, or the statement cannot be answered, in time.
@@ -292,7 +292,7 @@ class Database:
 
     @asynccontextmanager
     async def hot_transaction(self, organization_id: OrganizationId) -> AsyncIterator[Connection]:
-        """A connection of the asyncpg pool in one transaction, on this organisation's rows: three round trips more.
+        """A connection for a tool call in one transaction, on this organisation's rows: three round trips more.
 
         Raises:
             TemporarilyUnavailable: as `hot`.

@@ -47,7 +47,7 @@ def main() -> int:
                     print(_line(figure), flush=True)
             except Unfair as unfair:
                 without = [row.left_out(str(unfair)) for row in untold]
-            except Exception as error:  # noqa: BLE001 - one comparison that fails takes none of the others along
+            except Exception as error:  # noqa: BLE001  # one comparison that fails takes none of the others along
                 without = [row.failed(f"{type(error).__name__}: {error}") for row in untold]
             figures += without
             for figure in without:
