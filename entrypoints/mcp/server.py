@@ -523,7 +523,7 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
         return None
     return _Call(
         id=message["id"],
-        tool=params["name"],
+        tool=name,
         arguments=params.get("arguments") or {},
         revision=route.protocol_version,
         client=_named_client(route.client_info),

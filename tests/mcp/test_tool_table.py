@@ -250,3 +250,8 @@ def test_whatever_json_comes_is_taken_or_refused_as_the_schema_says(data: st.Dat
     # 1.0 is an integer to JSON Schema and none to us: nothing writes it, and it is refused with a word.
     has_whole_float = any(isinstance(value, float) and value.is_integer() for value in as_seen.values())
     assert taken == jsonschema.Draft202012Validator(schema).is_valid(as_seen) or has_whole_float
+
+
+def test_no_argument_stands_in_a_header_as_well() -> None:
+    """So the endpoint gives the SDK no schema to look for such arguments in."""
+    assert [name for name, tool in TOOLS.items() if "x-mcp-header" in str(input_schema(tool.arguments))] == []
