@@ -175,8 +175,8 @@ async def test_only_who_is_there_is_told_as_the_owner(owner: asyncpg.Connection)
         SERVICE_ROLE,
     )
     assert {name for name, is_owners, _ in functions if is_owners} == _DIRECTORY
-    paths = [settings for _, is_owners, settings in functions if is_owners]
-    assert paths == [["search_path=pg_catalog, public, pg_temp"]] * len(_DIRECTORY)
+    paths = [setting for _, is_owners, settings in functions if is_owners for setting in settings if "_path" in setting]
+    assert paths == ["search_path=pg_catalog, public, pg_temp"] * len(_DIRECTORY)
     assert len(functions) > len(_DIRECTORY)
 
 
