@@ -3,10 +3,14 @@
 Each use case reads where the caller stands, lets `domain.progress` decide, and commits the decision if nobody
 was faster. A lost race is read and decided again, so a retry, a duplicate or a second client ends in an
 answer about the state that is now true, never in a second step.
+
+A commit compares everything that a decision was based on. So the step after the one that this process moved somebody to
+is decided on what it remembers of them, and only if that is no longer so, on what it reads.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +32,8 @@ from domain.walkthrough import Step, Version, VersionKey
 # Each lost race means that another call on this progress was committed. Three lost in a row happen only under
 # a storm on one person's progress, and then it is kinder to let the client try again than to hold its request.
 _MAX_DECISIONS = 3
+# Of people in walkthroughs, at some 1.5 kB each.
+_REMEMBERED = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +70,14 @@ class Reached:
 
 
 class Learning:
-    """The end user's use cases. Holds no state of its own."""
+    """The end user's use cases. Whatever it remembers may be wrong, and is never needed."""
 
     def __init__(self, catalogue: Catalogue, library: VersionLibrary, progress: ProgressStore, clock: Clock) -> None:
         self._catalogue = catalogue
         self._library = library
         self._progress = progress
         self._clock = clock
+        self._remembered: OrderedDict[ProgressKey, Standing] = OrderedDict()
 
     async def list(self, caller: Caller) -> Sequence[Entry]:
         """The walkthroughs that may be taken on this server, in display order."""
@@ -136,7 +143,11 @@ class Learning:
                 here = await self._standpoints(caller)
                 raise CompletedStepRequired(here, unreadable=completed_step is not None)
             reference = handle.walkthrough_id
-        standing = await self._find(caller, reference)
+        standing = None
+        if handle is not None and reference == handle.walkthrough_id and outcome is not Outcome.STUCK:
+            standing = self._recall(caller, handle)
+        if standing is None:
+            standing = await self._find(caller, reference)
         _require_progress(standing)
 
         async def decide(standing: Standing, versions: rules.Versions) -> Transition:
@@ -210,11 +221,31 @@ class Learning:
             transition = await decide(standing, versions)
             # After a lost race a mere resume has nothing left to record: the winner was activity just now.
             settled = not transition.events or (decision and transition.told is Told.RESUMED)
-            if settled or await self._progress.commit(transition):
+            if settled or await self._progress.commit(transition, standing.publication):
                 after = transition.after
                 version = versions[after.version]
+                if not settled:
+                    self._remember(standing, after)
                 return _lesson(transition.told, standing, after, version, after.current_step(version))
         raise TemporarilyUnavailable
+
+    def _remember(self, standing: Standing, progress: Progress) -> None:
+        """Where somebody stands, as it was stored this moment, if all else that was read is about the same version."""
+        if progress.version == standing.shown.number:
+            self._remembered[progress.key] = standing._replace(progress=progress)
+            self._remembered.move_to_end(progress.key)
+            if len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    def _recall(self, caller: Caller, handle: StepHandle) -> Standing | None:
+        """Where the caller stood last, if it was on the step of `handle` and they may go on: then there is something to
+        commit, which finds out whether all that is still so."""
+        server = caller.server
+        key = ProgressKey(server.organization_id, server.server_id, _require_user(caller), handle.walkthrough_id)
+        standing = self._remembered.get(key)
+        if standing is None or standing.progress is None or standing.progress.handle() != handle:
+            return None
+        return None if standing.publication.is_withdrawn else standing
 
     async def _find(self, caller: Caller, reference: str) -> Standing:
         """The walkthrough by id, then by key, then by a title that only one has."""

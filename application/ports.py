@@ -130,12 +130,13 @@ class VersionLibrary(Protocol):
 class ProgressStore(Protocol):
     """Keeps where people stand, and every event that led there."""
 
-    async def commit(self, transition: Transition) -> bool:
+    async def commit(self, transition: Transition, publication: Publication) -> bool:
         """Stores `transition.after` and its events together, in one statement, or nothing.
 
         Returns whether it did: False when the stored progress is no longer at `transition.before`'s
-        revision, or exists although `before` is None; and when a visitor begins who is in an account by now. Then
-        someone else was first: read and decide again. Repeating a committed transition is False and harmless.
+        revision, or exists although `before` is None; when a visitor begins who is in an account by now; and when the
+        walkthrough is no longer published as `publication` says. Then someone else was first: read and decide again.
+        So a decision may be made on what is not fresh. Repeating a committed transition is False and harmless.
         """
         ...
 

@@ -159,17 +159,11 @@ class MemoryCatalogue:
         assert walkthrough.latest is not None
         state = walkthrough.state
         shown = walkthrough.versions[progress.version if progress else walkthrough.latest]
-        is_shown = state.is_published and state.archived_at is None
         return Standing(
             organization_id,
             walkthrough.id,
             state.key,
-            Publication(
-                walkthrough.latest,
-                state.record(walkthrough.latest).policy,
-                is_shown and assignment is not None and assignment.is_enabled,
-                progress is not None and state.record(progress.version).is_withdrawn,
-            ),
+            _publication(walkthrough, assignment, progress),
             VersionSummary(
                 shown.number,
                 shown.title,
@@ -180,6 +174,17 @@ class MemoryCatalogue:
             ),
             progress,
         )
+
+
+def _publication(walkthrough: _Walkthrough, assignment: Assignment | None, progress: Progress | None) -> Publication:
+    state = walkthrough.state
+    assert walkthrough.latest is not None
+    return Publication(
+        walkthrough.latest,
+        state.record(walkthrough.latest).policy,
+        state.is_published and state.archived_at is None and assignment is not None and assignment.is_enabled,
+        progress is not None and state.record(progress.version).is_withdrawn,
+    )
 
 
 class MemoryVersionLibrary:
@@ -199,10 +204,15 @@ class MemoryProgressStore:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def commit(self, transition: Transition) -> bool:
+    async def commit(self, transition: Transition, publication: Publication) -> bool:
         key = transition.after.key
         stored = self._memory.progress.get(key)
         if (stored.revision if stored else None) != (transition.before.revision if transition.before else None):
+            return False
+        server = ServerKey(key.organization_id, key.server_id)
+        assignment = self._memory.assignments.get((server, key.walkthrough_id))
+        (walkthrough,) = (each for each in self._memory.walkthroughs.values() if each.id == key.walkthrough_id)
+        if publication != _publication(walkthrough, assignment, stored):
             return False
         if transition.before is None and (key.organization_id, key.user_id) in self._memory.merged_into:
             return False

@@ -222,8 +222,8 @@ def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
 # ------------------------------------------------------------------------------------------------ progress
 
 # $1-$4 the key. Each stores the row and its events, or nothing, and says how many events it stored.
-_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 33))})"
-_BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 23))})"
+_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 37))})"
+_BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 25))})"
 
 _IS_NOTED = """
 select exists (
@@ -247,8 +247,9 @@ class PostgresProgressStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def commit(self, transition: Transition) -> bool:
+    async def commit(self, transition: Transition, publication: Publication) -> bool:
         before, after = transition.before, transition.after
+        latest, is_available = publication.latest_version, publication.is_available
         row = (
             after.version,
             after.attempt,
@@ -263,10 +264,11 @@ class PostgresProgressStore:
         first, *second = map(_event_row, transition.events)
         async with self._database.hot() as connection:
             if before is None:
-                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), *row, *first)
+                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), latest, is_available, *row, *first)
             else:
+                decided_on = before.revision, before.version, latest, is_available, publication.is_withdrawn
                 (move,) = second or [_NO_EVENT]
-                stored = await connection.fetchval(_ADVANCE, *_key_row(after.key), before.revision, *row, *first, *move)
+                stored = await connection.fetchval(_ADVANCE, *_key_row(after.key), *decided_on, *row, *first, *move)
         return bool(stored == len(transition.events))
 
     async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:

@@ -8,6 +8,9 @@ So did an advance. The planner takes organisation and walkthrough for independen
 expects next to nobody in a walkthrough, and finds the index of walkthroughs as good as the primary key, and smaller. A
 person's row is asked for in such a way that only the primary key leads to it (`ONE_PERSONS`).
 
+A step is stored only if the walkthrough is published as it was when the step was decided on: so a decision may be made
+on what was true a while ago.
+
 Expanding: the release before calls the former functions, and these stay until revision 0010.
 """
 
@@ -116,13 +119,84 @@ FUNCTIONS = [
         + LISTED.format(condition="     where lower(shown.title) = lower($4)\n"),
     ),
 ]
-# The rest of it is as revision 0007 made it.
-ADVANCE = """
-do $$ begin
-    execute (select replace(pg_get_functiondef(oid), '{former}', '{new}')
-               from pg_proc where proname = 'advance_progress');
+# As revision 0007 made them, and with what else has to be so: the latest version, and whether the walkthrough may be
+# begun on this server. Who has begun has a version, and it is asked whether that was withdrawn.
+PUBLISHED = """
+               select from walkthroughs w
+                 left join mcp_server_walkthroughs a
+                   on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
+                where w.organization_id = $1 and w.id = $4 and w.latest_version = {latest}
+                  and (w.is_published and w.archived_at is null and coalesce(a.is_enabled, false)) = {is_available}"""
+PROGRESS = f"""
+-- $2-$4 the rest of the key, $5 the revision and $6 the version that the decision was based on, $7-$9 how the
+-- walkthrough was published then (latest version, available, own version withdrawn), $10-$18 the new row, $19-$27 what
+-- happened, and $28-$36 the move that a publish demanded after it, or nulls: a call records no more than these two. The
+-- row is compared and set, and the events go in with it, or nothing happens: a racing call that waited for the row
+-- finds another revision and changes nothing. Returns how many events were stored.
+create function advance_progress(text, text, text, text, integer, integer, integer, boolean, boolean,
+    integer, integer, integer, text, text, text[], bigint, bigint, bigint,
+    integer, integer, integer, text, text, text, text, text, bigint,
+    integer, integer, integer, text, text, text, text, text, bigint) returns integer
+language plpgsql as $$
+declare
+    stored integer;
+begin
+    perform set_config('app.organization_id', $1, true);
+    with moved as (
+        update walkthrough_progress
+           set version = $10, attempt = $11, revision = $12, status = $13, current_step_id = $14, carried = $15,
+               started_at = $16, last_activity_at = $17, completed_at = $18
+         where organization_id = $1 and mcp_server_id = $2 and {ONE_PERSONS.format("$4")}
+           and revision = $5
+           and exists ({PUBLISHED.format(latest="$7", is_available="$8")})
+           and exists (
+               select from walkthrough_versions
+                where organization_id = $1 and walkthrough_id = $4 and version = $6 and (state = 'withdrawn') = $9)
+        returning 1
+    )
+    insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+           revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
+    select $1, $2, $3, $4, e.*
+      from moved,
+           (values ($19, $20, $21, $22, $23, $24, $25, $26, $27),
+                   ($28, $29, $30, $31, $32, $33, $34, $35, $36)) as e (revision)
+     where e.revision is not null;
+    get diagnostics stored = row_count;
+    return stored;
 end $$;
-"""
+
+-- $2-$4 the rest of the key, $5-$6 how the walkthrough was published (latest version, available), $7-$15 the row,
+-- $16-$24 what happened. Whoever merges a visitor holds the visitor's row. This waits for it, and finds nobody then; or
+-- it comes first, and is merged too. The foreign key would lock the same row as much. Returns how many events were
+-- stored.
+create function begin_progress(text, text, text, text, integer, boolean,
+    integer, integer, integer, text, text, text[], bigint, bigint, bigint,
+    integer, integer, integer, text, text, text, text, text, bigint) returns integer
+language plpgsql as $$
+declare
+    stored integer;
+begin
+    perform set_config('app.organization_id', $1, true);
+    with begun as (
+        insert into walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+               version, attempt, revision, status, current_step_id, carried, started_at, last_activity_at,
+               completed_at)
+        select $1, $2, u.id, $4, $7, $8, $9, $10, $11, $12, $13, $14, $15
+          from mcp_server_users u
+         where u.organization_id = $1 and u.id = $3 and u.merged_into is null
+           and exists ({PUBLISHED.format(latest="$5", is_available="$6")})
+           for key share
+        on conflict (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id) do nothing
+        returning 1
+    )
+    insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+           revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
+    select $1, $2, $3, $4, $16, $17, $18, $19, $20, $21, $22, $23, $24
+      from begun;
+    get diagnostics stored = row_count;
+    return stored;
+end $$;
+"""  # noqa: S608  # as above
 # The same server as before (revision 0007). One after the other, as one condition for both names took both indexes, and
 # three times as long.
 SERVER_AT = """
@@ -155,16 +229,22 @@ language sql stable security definer set search_path = pg_catalog, public, pg_te
      limit 1
 $$;
 """
-EACH = "mcp_server_user_id = $3 and walkthrough_id = $4"
-AS_ONE = ONE_PERSONS.format("$4")
-NAMES = ["standings_here(text, text, text)", "standings_named(text, text, text, text)"]
+NAMES = [
+    "standings_here(text, text, text)",
+    "standings_named(text, text, text, text)",
+    "advance_progress(text, text, text, text, integer, integer, integer, boolean, boolean, integer, integer, integer,"
+    " text, text, text[], bigint, bigint, bigint, integer, integer, integer, text, text, text, text, text, bigint,"
+    " integer, integer, integer, text, text, text, text, text, bigint)",
+    "begin_progress(text, text, text, text, integer, boolean, integer, integer, integer, text, text, text[], bigint,"
+    " bigint, bigint, integer, integer, integer, text, text, text, text, text, bigint)",
+]
 
 
 def upgrade() -> None:
     op.execute("set local lock_timeout = '3s'")
     for function in FUNCTIONS:
         _run(function)
-    _run(ADVANCE.format(former=EACH, new=AS_ONE))
+    _run(PROGRESS)
     _run(SERVER_AT)
     for function in NAMES:
         _run(
@@ -174,7 +254,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _run(FORMER_SERVER_AT)
-    _run(ADVANCE.format(former=AS_ONE, new=EACH))
     for function in NAMES:
         _run(f"drop function {function}")
 

@@ -1,4 +1,4 @@
-"""The look-ups that revision 0009 replaced go.
+"""What revision 0009 replaced goes.
 
 Contracting: the release before calls them.
 """
@@ -14,9 +14,20 @@ down_revision = "0009"
 is_contracting = True
 
 
+NAMES = [
+    "advance_progress(text, text, text, text, integer, integer, integer, integer, text, text, text[], bigint, bigint,"
+    " bigint, integer, integer, integer, text, text, text, text, text, bigint, integer, integer, integer, text, text,"
+    " text, text, text, bigint)",
+    "begin_progress(text, text, text, text, integer, integer, integer, text, text, text[], bigint, bigint, bigint,"
+    " integer, integer, integer, text, text, text, text, text, bigint)",
+]
+
+
 def upgrade() -> None:
     op.execute("drop function standings(text, text, text)")
     op.execute("drop function matching_standings(text, text, text, text)")
+    for name in NAMES:
+        op.execute(f"drop function {name}")
 
 
 def downgrade() -> None:
@@ -24,7 +35,10 @@ def downgrade() -> None:
     matching = "text, text, text, text"
     _run(former.STANDINGS.format(name="standings", parameters="text, text, text", condition=""))
     _run(former.STANDINGS.format(name="matching_standings", parameters=matching, condition=former.MATCHING))
-    for function in ("standings(text, text, text)", f"matching_standings({matching})"):
+    for function in former.STATEMENTS.split("create function "):
+        if function.startswith(("advance_progress(", "begin_progress(")):
+            _run(f"create function {function}")
+    for function in ("standings(text, text, text)", f"matching_standings({matching})", *NAMES):
         _run(
             f"revoke execute on function {function} from public; grant execute on function {function} to cairn_service"
         )

@@ -391,8 +391,9 @@ _PGBENCH = """\
 \\set who :client_id + :first
 \\set before :revision
 \\set revision :revision + 1
-select advance_progress('{organization}', '{server}', :who, '{walkthrough}', :before, 1, 1, :revision, 'in_progress',
-  '{step}', '{{}}', {then}, {then}, null, :revision, 1, 1, 'advanced', '{step}', '{step}', 'done', null, {then},
+select advance_progress('{organization}', '{server}', :who, '{walkthrough}', :before, 1, 1, true, false,
+  1, 1, :revision, 'in_progress', '{step}', '{{}}', {then}, {then}, null,
+  :revision, 1, 1, 'advanced', '{step}', '{step}', 'done', null, {then},
   null, null, null, null, null, null, null, null, null)
 """
 # For each round, somebody for each of pgbench's clients, whose id is a number.

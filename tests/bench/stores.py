@@ -85,7 +85,7 @@ async def _advancing(database: Database, person: tuple[str, str, str, str]) -> C
             occurred_at=progress.last_activity_at,
         )
         after = replace(progress, revision=event.revision)
-        is_stored = await store.commit(Transition(progress, after, (event,), Told.ADVANCED))
+        is_stored = await store.commit(Transition(progress, after, (event,), Told.ADVANCED), standing.publication)
         progress = after
         return is_stored
 

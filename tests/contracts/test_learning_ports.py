@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,11 @@ from domain.progress import (
     replay,
 )
 from domain.tenancy import Caller, Millis, StepId
-from domain.walkthrough import PublishPolicy, VersionKey
+from domain.walkthrough import Publication, PublishPolicy, VersionKey
 from tests.worlds import World, manuscript
+
+PUBLISHED = Publication(1, PublishPolicy.KEEP, is_available=True)
+"""How a walkthrough of these tests is, unless something becomes of it."""
 
 
 async def _begun(world: World, *steps: str) -> tuple[Caller, Progress]:
@@ -52,29 +56,69 @@ async def _stored(world: World, caller: Caller) -> Progress | None:
 async def test_a_transition_is_committed_once(world: World) -> None:
     caller, progress = await _begun(world, "a", "b")
     transition = _advanced(progress)
-    assert await world.progress.commit(transition)
-    assert not await world.progress.commit(transition)
+    assert await world.progress.commit(transition, PUBLISHED)
+    assert not await world.progress.commit(transition, PUBLISHED)
     assert await _stored(world, caller) == transition.after
     assert len(await world.progress.events(progress.key)) == 2
 
 
 async def test_a_decision_on_what_is_no_longer_so_changes_nothing(world: World) -> None:
     caller, progress = await _begun(world, "a", "b")
-    assert await world.progress.commit(_advanced(progress, "stp_first"))
-    assert not await world.progress.commit(_advanced(progress, "stp_second"))
+    assert await world.progress.commit(_advanced(progress, "stp_first"), PUBLISHED)
+    assert not await world.progress.commit(_advanced(progress, "stp_second"), PUBLISHED)
     stored = await _stored(world, caller)
     assert stored is not None
     assert stored.current_step_id == "stp_first"
     assert [event.to_step_id for event in await world.progress.events(progress.key)][1:] == ["stp_first"]
 
 
+_BY = "author@example.com"
+AUTHORS_MAY: dict[str, Callable[[World], Awaitable[object]]] = {
+    "publish it anew": lambda world: world.publish("a", "b", "c", "d"),
+    "withdraw the version that somebody is on": lambda world: world.authoring.withdraw("acme", "tour", 1, by=_BY),
+    "hide it everywhere": lambda world: world.authoring.unpublish("acme", "tour", by=_BY),
+    "put it away": lambda world: world.authoring.archive("acme", "tour", by=_BY),
+    "hide it on this server": lambda world: world.authoring.disable("acme", "tour", ["guides"]),
+    "take it from this server": lambda world: world.authoring.unassign("acme", "tour", ["guides"]),
+}
+
+
+@pytest.mark.parametrize("what", AUTHORS_MAY)
+async def test_a_decision_on_what_an_author_has_changed_since_changes_nothing(world: World, what: str) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    await world.publish("a", "b", "c")
+    (decided_on,) = await world.catalogue.matching(caller, "tour")
+    await AUTHORS_MAY[what](world)
+    assert not await world.progress.commit(_advanced(progress), decided_on.publication)
+    assert len(await world.progress.events(progress.key)) == 1
+    (since,) = await world.catalogue.matching(caller, "tour")
+    assert since.progress == progress
+    assert await world.progress.commit(_advanced(progress), since.publication)
+
+
 async def test_a_progress_begins_once(world: World) -> None:
     caller, progress = await _begun(world, "a", "b")
     (event,) = await world.progress.events(progress.key)
     again = Transition(None, replace(progress, started_at=Millis(5)), (event,), Told.STARTED)
-    assert not await world.progress.commit(again)
+    assert not await world.progress.commit(again, PUBLISHED)
     assert await _stored(world, caller) == progress
     assert len(await world.progress.events(progress.key)) == 1
+
+
+@pytest.mark.parametrize("what", [each for each in AUTHORS_MAY if "withdraw" not in each])
+async def test_nobody_begins_what_an_author_has_changed_since(world: World, what: str) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    await world.publish("a", "b", "c")
+    (decided_on,) = await world.catalogue.matching(caller, "tour")
+    server = await world.servers.server_at(slug="guides", custom_domain=None)
+    assert server is not None
+    bob = await world.caller(server, "bob@example.com")
+    assert bob.user_id is not None
+    (event,) = await world.progress.events(progress.key)
+    begins = Transition(None, replace(progress, key=replace(progress.key, user_id=bob.user_id)), (event,), Told.STARTED)
+    await AUTHORS_MAY[what](world)
+    assert not await world.progress.commit(begins, decided_on.publication)
+    assert await world.progress.events(begins.after.key) == []
 
 
 async def test_a_transition_moves_one_person_on_one_server_in_one_walkthrough_alone(world: World) -> None:
@@ -86,7 +130,7 @@ async def test_a_transition_moves_one_person_on_one_server_in_one_walkthrough_al
     begun = [
         (await world.learning.select(caller, key, restart=False, to_latest=False)).progress for caller, key in places
     ]
-    assert await world.progress.commit(_advanced(begun[0]))
+    assert await world.progress.commit(_advanced(begun[0]), PUBLISHED)
     stands = [standing.progress for place in places for standing in await world.catalogue.matching(*place)]
     assert stands == [_advanced(begun[0]).after, *begun[1:]]
     assert [len(await world.progress.events(progress.key)) for progress in begun] == [2, 1, 1, 1]
@@ -97,7 +141,7 @@ async def test_two_events_of_one_call_are_committed_together(world: World) -> No
     first = _advanced(progress)
     second = _advanced(first.after, "stp_last")
     both = Transition(progress, second.after, first.events + second.events, Told.MOVED_TO_LATEST)
-    assert await world.progress.commit(both)
+    assert await world.progress.commit(both, PUBLISHED)
     assert await _stored(world, caller) == second.after
     assert [event.revision for event in await world.progress.events(progress.key)] == [1, 2, 3]
 

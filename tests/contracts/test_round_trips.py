@@ -15,7 +15,7 @@ from adapters.postgres.connections import Access, Database
 from application.authoring import Authoring
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, Status, Told, Transition
 from domain.tenancy import Caller, Millis, ServerKey, StepId
-from domain.walkthrough import Delivery, Manuscript, PublishPolicy, StepText, VersionKey, WalkthroughType
+from domain.walkthrough import Delivery, Manuscript, Publication, PublishPolicy, StepText, VersionKey, WalkthroughType
 from tests.worlds import World, in_memory, on_postgres
 
 # What an author or learner can type.
@@ -147,7 +147,8 @@ def test_progress_and_events_come_back_as_they_were_stored(
         last_activity_at=last_activity_at,
         completed_at=completed_at if to_step is None else None,
     )
-    assert runner.run(world.progress.commit(Transition(before, after, (event,), Told.ADVANCED)))
+    published = Publication(1, PublishPolicy.KEEP, is_available=True)
+    assert runner.run(world.progress.commit(Transition(before, after, (event,), Told.ADVANCED), published))
     assert list(runner.run(world.progress.events(before.key)))[1:] == [event]
     server = ServerKey(before.key.organization_id, before.key.server_id)
     (standing,) = runner.run(world.catalogue.matching(Caller(server, before.key.user_id), "tour"))

@@ -34,7 +34,7 @@ from domain.progress import (
 )
 from domain.sign_in import UNUSED_VISITOR_LIFETIME
 from domain.tenancy import Caller, Millis, Server, UserId
-from domain.walkthrough import PublishPolicy, VersionKey
+from domain.walkthrough import Publication, PublishPolicy, VersionKey
 from tests.domain.generate import examples, key_orders, revised
 from tests.fakes import CountedIds, Memory, SetClock
 from tests.fakes_sign_in import MemoryVisitorStore
@@ -313,10 +313,10 @@ async def test_nothing_is_begun_or_moved_on_a_visitor_who_is_in_an_account(visit
     if is_known:
         await visited.takes(ada)
     # Decided while the visitor was still one, to be committed afterwards.
-    decided: list[Transition] = []
+    decided: list[tuple[Transition, Publication]] = []
 
-    async def never(transition: Transition) -> bool:
-        decided.append(transition)
+    async def never(transition: Transition, publication: Publication) -> bool:
+        decided.append((transition, publication))
         return False
 
     commit = visited.world.progress.commit
@@ -327,11 +327,11 @@ async def test_nothing_is_begun_or_moved_on_a_visitor_who_is_in_an_account(visit
     with suppress(CairnError):
         await visited.world.learning.next(visitor, str(theirs.handle()), None, outcome=Outcome.DONE, note=None)
     visited.world.progress.commit = commit  # type: ignore[method-assign]
-    assert {each.events[0].kind for each in decided} == {"resumed", "started", "advanced"}
+    assert {each.events[0].kind for each, _ in decided} == {"resumed", "started", "advanced"}
     assert await visited.visitors.merge(server.key, _id(visitor), _id(ada))
     stand, told = await visited.standing(ada), await visited.events(visitor, theirs)
-    for transition in decided:
-        assert not await visited.world.progress.commit(transition)
+    for each in decided:
+        assert not await visited.world.progress.commit(*each)
     assert [each.progress for each in await visited.world.catalogue.standings(visitor)] == [None, None]
     assert await visited.events(visitor, theirs) == told
     assert await visited.standing(ada) == stand

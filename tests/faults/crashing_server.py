@@ -16,6 +16,7 @@ from dependency_injector import providers
 
 from application.ports import ToolCall
 from domain.progress import Transition
+from domain.walkthrough import Publication
 from entrypoints import container as composition
 from entrypoints.cli import main
 
@@ -31,9 +32,9 @@ def _pass(point: str) -> None:
 
 
 class CrashingStore(composition.PostgresProgressStore):
-    async def commit(self, transition: Transition) -> bool:
+    async def commit(self, transition: Transition, publication: Publication) -> bool:
         _pass("before_commit")
-        committed = await super().commit(transition)
+        committed = await super().commit(transition, publication)
         _pass("after_commit")
         return committed
 

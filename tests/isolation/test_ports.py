@@ -18,7 +18,7 @@ from domain.progress import EventKind, Merge, Progress, ProgressEvent, ProgressK
 from domain.publishing import Signature
 from domain.sign_in import IdentityKey, SignInState
 from domain.tenancy import AuthMode, Caller, Millis, Server, ServerId, ServerKey, StepId, UserId, WalkthroughId
-from domain.walkthrough import VersionKey
+from domain.walkthrough import Publication, PublishPolicy, VersionKey
 from tests.calls import record, tool_call
 from tests.contracts.test_authorization import CHALLENGE, REDIRECT, VERIFIER
 from tests.isolation.tenants import ISSUER, NOW, OF_A_SERVER, SHARED_EMAIL, SHARED_KEY, Names, Stores, sha256
@@ -45,6 +45,8 @@ _ASKED = {
 
 # Nobody looks a step up here: which it is was decided before, from content of the same organisation.
 _STEP = StepId("stp_0000")
+_PUBLISHED = Publication(2, PublishPolicy.OFFER, is_available=True)
+_UNTAKEN = Publication(3, PublishPolicy.KEEP, is_available=True)  # a second server has published it once more
 
 
 def _standing(n: Names, user_id: UserId, walkthrough_id: WalkthroughId | None = None) -> Progress:
@@ -71,13 +73,13 @@ async def _stays(at: Stores, n: Names) -> bool:
     before = _standing(n, n.user_id)
     after = replace(before, revision=4)
     event = _event(EventKind.RESUMED, after, _STEP, _STEP)
-    return await at.world.progress.commit(Transition(before, after, (event,), Told.RESUMED))
+    return await at.world.progress.commit(Transition(before, after, (event,), Told.RESUMED), _PUBLISHED)
 
 
 async def _begins(at: Stores, n: Names) -> bool:
     after = replace(_standing(n, n.user_id, n.untaken_id), version=1, revision=1)
     event = replace(_event(EventKind.STARTED, after, None, _STEP), version=1)
-    return await at.world.progress.commit(Transition(None, after, (event,), Told.STARTED))
+    return await at.world.progress.commit(Transition(None, after, (event,), Told.STARTED), _UNTAKEN)
 
 
 async def _merges(at: Stores, n: Names) -> UserId | None:

@@ -22,7 +22,7 @@ from application.insight import PAUSE, TOO_FAST
 from application.ports import Cohort, Measures, ToolCall
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, Told, Transition
 from domain.tenancy import Caller, CallId, Millis, OrganizationId, StepId, WalkthroughId, hash_of
-from domain.walkthrough import VersionKey
+from domain.walkthrough import Publication, PublishPolicy, VersionKey
 from tests.bench.seed import LARGE, Scale, Seeded, fill, manuscript, seeded
 from tests.calls import record
 from tests.worlds import World, on_postgres
@@ -84,6 +84,7 @@ def _moved(progress: Progress, kind: EventKind) -> Transition:
     return Transition(None if begins else progress, after, (event,), Told.STARTED if begins else Told.ADVANCED)
 
 
+_PUBLISHED = Publication(1, PublishPolicy.KEEP, is_available=True)
 _NEW = replace(_STANDING, key=replace(_KEY, walkthrough_id=_SEEDED.assigned(0)[-1]), revision=1)
 _CALL = ToolCall(
     caller=_CALLER,
@@ -112,8 +113,8 @@ HOT: dict[str, Callable[[World, Database], Awaitable[object]]] = {
     "one by title": lambda world, _: world.catalogue.matching(_CALLER, manuscript(8, 1).title.lower()),
     "content": lambda world, _: world.library.versions(_VERSIONS[:1]),
     "content of five": lambda world, _: world.library.versions(_VERSIONS),
-    "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED)),
-    "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED)),
+    "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED), _PUBLISHED),
+    "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED), _PUBLISHED),
     "whether it is noted": lambda world, _: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
     "events": lambda world, _: world.progress.events(_KEY),
     "the log": lambda world, _: record(world.calls, _CALL),
@@ -217,10 +218,17 @@ PLANS = {
     "content": (10, 20, _CONTENT),
     "content of five": (50, 100, _CONTENT),
     "an advance": (
-        *(1, 24),
+        *(4, 34),
         """
 Insert walkthrough_progress_events
   Update walkthrough_progress
+    Result
+      Nested Loop
+        Index Scan walkthroughs_pkey
+        Result
+          Index Scan mcp_server_walkthroughs_pkey
+    Result
+      Index Scan walkthrough_versions_pkey
     Result
       Index Scan walkthrough_progress_pkey
   Nested Loop
@@ -229,12 +237,17 @@ Insert walkthrough_progress_events
 """,
     ),
     "a start": (
-        *(1, 36),
+        *(3, 46),
         """
 Insert walkthrough_progress_events
   Insert walkthrough_progress
     Subquery Scan
       LockRows
+        Result
+          Nested Loop
+            Index Scan walkthroughs_pkey
+            Result
+              Index Scan mcp_server_walkthroughs_pkey
         Result
           Index Scan mcp_server_users_pkey
   CTE Scan begun
@@ -478,7 +491,7 @@ async def test_advancing_updates_in_place(owner_url: str, owner: asyncpg.Connect
         for _ in range(25):
             for number, progress in enumerate(learners):
                 transition = _moved(progress, EventKind.ADVANCED)
-                assert await world.progress.commit(transition)
+                assert await world.progress.commit(transition, _PUBLISHED)
                 learners[number] = transition.after
         async with database.hot() as connection:
             await connection.execute("select pg_stat_force_next_flush()")
