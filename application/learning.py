@@ -238,14 +238,13 @@ class Learning:
                 self._remembered.popitem(last=False)
 
     def _recall(self, caller: Caller, handle: StepHandle) -> Standing | None:
-        """Where the caller stood last, if it was on the step of `handle` and they may go on: then there is something to
-        commit, which finds out whether all that is still so."""
+        """Where the caller stood last, if it was on the step of `handle`. To leave it is stored by a commit, and that
+        finds out whether all of this is still so; nothing that changes nothing is decided on it."""
         server = caller.server
         key = ProgressKey(server.organization_id, server.server_id, _require_user(caller), handle.walkthrough_id)
         standing = self._remembered.get(key)
-        if standing is None or standing.progress is None or standing.progress.handle() != handle:
-            return None
-        return None if standing.publication.is_withdrawn else standing
+        is_there = standing is not None and standing.progress is not None and standing.progress.handle() == handle
+        return standing if is_there else None
 
     async def _find(self, caller: Caller, reference: str) -> Standing:
         """The walkthrough by id, then by key, then by a title that only one has."""

@@ -1,6 +1,7 @@
 """The fakes and PostgreSQL, driven side by side by whatever people and authors may do: they never disagree.
 
-Both worlds begin with the same ids and clock, so whole answers are compared, handles and times included.
+Both worlds begin with the same ids and clock, so whole answers are compared, handles and times included. On PostgreSQL
+two processes take turns, and each remembers where it left people; on the fakes nobody ever remembers anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from adapters.postgres.connections import Access, Database
-from application.learning import Entry, Lesson
+from application.learning import Entry, Learning, Lesson
 from domain.errors import CairnError
 from domain.progress import Outcome, replay
 from domain.tenancy import Caller
@@ -39,11 +40,14 @@ def _machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateM
             self.prefix = f"r{run}"
             given = [{"clock": SetClock(), "ids": CountedIds(run * 1_000_000)} for _ in range(2)]
             self.worlds: list[World] = [in_memory(**given[0]), on_postgres(database, **given[1])]
+            self.processes = [_process(self.worlds[1]) for _ in range(2)]
             self.handles: list[str] = []
             self.keys: set[VersionKey] = set()
 
         def both(self, act: Callable[[World], Awaitable[Any]]) -> Any:
             """Does it in both worlds, and compares what comes back, errors included."""
+            self.worlds[0].learning = _process(self.worlds[0])
+            self.worlds[1].learning = self.processes[0]
             answers = [runner.run(self.answer(world, act)) for world in self.worlds]
             assert answers[0] == answers[1]
             return answers[0]
@@ -143,6 +147,27 @@ def _machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateM
             self.both(lists)
             self.both(review)
 
+        @rule(
+            organization=st.integers(0, 1),
+            change=st.sampled_from(["enable", "disable", "assign", "unassign"]),
+            is_second=st.booleans(),
+        )
+        def place(self, organization: int, change: str, is_second: bool) -> None:
+            slug = self.organization(organization)
+            key = "second" if is_second else "tour"
+            servers: list[Any] = [(slug, None)] if change == "assign" else [slug]
+            self.both(lambda world: getattr(world.authoring, change)(slug, key, servers))
+
+        @rule(organization=st.integers(0, 1), version=st.integers(1, 3), is_second=st.booleans())
+        def withdraw(self, organization: int, version: int, is_second: bool) -> None:
+            slug = self.organization(organization)
+            key = "second" if is_second else "tour"
+            self.both(lambda world: world.authoring.withdraw(slug, key, version, by=_PEOPLE[0]))
+
+        @rule()
+        def another_process(self) -> None:
+            self.processes.reverse()
+
         @rule(milliseconds=st.integers(-5_000, 100_000))
         def time_passes(self, milliseconds: int) -> None:
             for world in self.worlds:
@@ -167,6 +192,11 @@ def _machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateM
             )
 
     return TwoWorlds
+
+
+def _process(world: World) -> Learning:
+    """The use cases as a process has them that has just started."""
+    return Learning(world.catalogue, world.library, world.progress, world.clock)
 
 
 def _comparable(answer: Any) -> Any:
