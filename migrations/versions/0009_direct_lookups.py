@@ -137,7 +137,7 @@ create function advance_progress(text, text, text, text, integer, integer, integ
     integer, integer, integer, text, text, text[], bigint, bigint, bigint,
     integer, integer, integer, text, text, text, text, text, bigint,
     integer, integer, integer, text, text, text, text, text, bigint) returns integer
-language plpgsql as $$
+language plpgsql set enable_seqscan = off as $$
 declare
     stored integer;
 begin
@@ -172,7 +172,7 @@ end $$;
 create function begin_progress(text, text, text, text, integer, boolean,
     integer, integer, integer, text, text, text[], bigint, bigint, bigint,
     integer, integer, integer, text, text, text, text, text, bigint) returns integer
-language plpgsql as $$
+language plpgsql set enable_seqscan = off as $$
 declare
     stored integer;
 begin

@@ -563,9 +563,12 @@ _ROWS = (Figure("growth: advance, 3,000,000 rows to 100,000, 10,000 walkthroughs
 
 
 def rows(bench: Bench) -> Iterator[Figure]:
-    """An advance among 3,000,000 progress rows and 10,000 walkthroughs, against 100,000 and 10."""
+    """An advance among 3,000,000 progress rows and 10,000 walkthroughs, against 100,000 and 10.
+
+    Each is of somebody whom the process has not met before, so that where they stand is looked up.
+    """
     databases = [bench.database("small", SMALL), bench.database("large", LARGE)]
-    rounds = _advances(bench, databases, rounds=9)
+    rounds = _advances(bench, databases, rounds=9, turn=1)
     (figure,) = _ROWS
     yield _growth(figure, rounds)
 
@@ -580,7 +583,7 @@ def steps(bench: Bench) -> Iterator[Figure]:
     """A version of 500 steps against one of 5: an advance, and the first select of it in a process."""
     advanced, first = _STEPS
     databases = [bench.database("steps5", _SHORT_VERSIONS), bench.database("steps500", _LONG_VERSIONS)]
-    yield _growth(advanced, _advances(bench, databases, rounds=_ROUNDS))
+    yield _growth(advanced, _advances(bench, databases, rounds=_ROUNDS, turn=4))
     with ExitStack() as stack:
         contestants = []
         for name, scale in (("unseen5", _SHORT_UNSEEN), ("unseen500", _LONG_UNSEEN)):
@@ -605,9 +608,9 @@ def steps(bench: Bench) -> Iterator[Figure]:
     yield first.of(_ratio(rounds, lambda it: it.record.at(0.5), 1, 0), note)
 
 
-def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int) -> Sequence[Sequence[Round]]:
-    """Advances on each of the databases: from the first step to the fifth, or the last, of what somebody has begun, and
-    nobody's twice."""
+def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int, turn: int) -> Sequence[Sequence[Round]]:
+    """Advances on each of the databases: from the first step on, `turn` of what somebody has begun, and nobody's
+    twice."""
     seen: list[list[Round]] = [[] for _ in databases]
     with ExitStack() as stack, _all_stored(databases, seen):
         contestants = []
@@ -615,9 +618,8 @@ def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int) -> Sequenc
             service = stack.enter_context(bench.serving(database))
             walkers = _people(database.learners(), database, database.scale.begun)
             share = len(walkers) // (rounds + 1)
-            turn = min(database.scale.steps - 1, 4)
 
-            def task(number: int, walkers: list[Person] = walkers, share: int = share, turn: int = turn) -> Task:
+            def task(number: int, walkers: list[Person] = walkers, share: int = share) -> Task:
                 part = walkers[number * share : (number + 1) * share]
                 return Task(0, "next_walkthrough_step", part, CONNECTIONS, _SECONDS, turn=turn, rounds=1)
 
@@ -628,9 +630,11 @@ def _advances(bench: Bench, databases: Sequence[Seeded], rounds: int) -> Sequenc
 
 def _growth(figure: Figure, rounds: Sequence[Sequence[Round]]) -> Figure:
     """What an advance takes with more of something, to what it takes with little."""
-    cpu = _ratio(rounds, lambda it: it.cpu_each, 1, 0)
+    its = _ratio(rounds, lambda it: it.cpu_each, 1, 0)
     postgres = _ratio(rounds, lambda it: it.postgres_cpu_each, 1, 0)
-    return figure.of(_ratio(rounds, lambda it: it.rate, 0, 1), f"CPU {cpu:.2f}×, PostgreSQL's {postgres:.2f}×")
+    of_postgres = 1e6 * _median(rounds, lambda it: it.postgres_cpu_each, 1)
+    note = f"CPU {its:.2f}× ({_cpu(rounds, 1)}), PostgreSQL's {postgres:.2f}× ({of_postgres:.0f} µs)"
+    return figure.of(_ratio(rounds, lambda it: it.rate, 0, 1), note)
 
 
 _HOSTS = (Figure("growth: look-up of a host, 5,000 servers to 1", at_most=1.1),)
