@@ -91,7 +91,7 @@ def _run(tests: list[str], tree: Path, environment: dict[str, str]) -> subproces
 
 def _unseen_by(mutation: Mutation, ran: subprocess.CompletedProcess[str]) -> list[str]:
     """Those of its tests that did not fail. One that cannot even be collected or set up has seen nothing."""
-    failed = re.findall(r"^FAILED (\S+)", ran.stdout, re.MULTILINE)
+    failed = re.findall(r"^FAILED (.+?)(?: - .*)?$", ran.stdout, re.MULTILINE)
     return [test for test in mutation.tests if not any(each.startswith(test) for each in failed)]
 
 
