@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -20,7 +20,7 @@ from adapters.postgres.tables import (
 )
 from application.ports import Visitor
 from domain.errors import NotFound
-from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Revised
+from domain.progress import Merge, Progress, ProgressEvent, ProgressKey
 from domain.sign_in import UNUSED_VISITOR_LIFETIME, VISITOR_ISSUER, IdentityKey
 from domain.tenancy import Millis, ServerKey, UserId
 
@@ -53,7 +53,9 @@ _HAS_BEGUN = """exists (
 
 _PROGRESS, _EVENTS = walkthrough_progress.c, walkthrough_progress_events.c
 _KEY = ("organization_id", "mcp_server_id", "mcp_server_user_id", "walkthrough_id")
-# The events follow their progress to another person by the foreign key (on update cascade).
+# A function of the database (migration 0009): a visitor's progress, with all that happened to it, is the account's from
+# then on that the visitor is merged into.
+_HAND_OVER = text("select hand_over_progress(:organization_id, :mcp_server_id, :mcp_server_user_id, :walkthrough_id)")
 _REVISE = (
     update(walkthrough_progress)
     .where(*(_PROGRESS[column] == bindparam(f"of_{column}") for column in _KEY))
@@ -61,7 +63,7 @@ _REVISE = (
         {
             column.name: bindparam(f"new_{column.name}", type_=column.type)
             for column in _PROGRESS
-            if column.name not in _KEY or column.name == "mcp_server_user_id"
+            if column.name not in _KEY
         }
     )
 )
@@ -106,7 +108,7 @@ class PostgresVisitorStore:
                     return kept_by
                 if not await _is_as_decided_on(connection, server, visitor, account, merges):
                     return None
-                await _store(connection, merges)
+                # First, as it is by this that the database knows to whom what they did may go.
                 await connection.execute(
                     update(mcp_server_users)
                     .where(
@@ -114,6 +116,7 @@ class PostgresVisitorStore:
                     )
                     .values(merged_into=account)
                 )
+                await _store(connection, merges)
                 return account
         except IntegrityError as error:
             # The account has begun one of them in this very moment.
@@ -185,18 +188,20 @@ async def _is_as_decided_on(
     return decided_on == {(row.mcp_server_user_id, row.walkthrough_id): row.revision for row in rows}
 
 
-async def _store(connection: AsyncConnection, merges: Iterable[Merge]) -> None:
+async def _store(connection: AsyncConnection, merges: Sequence[Merge]) -> None:
+    handed_over = [merge.visitor.before.key for merge in merges if merge.visitor.after.key != merge.visitor.before.key]
+    if handed_over:
+        await connection.execute(_HAND_OVER, [_key_row(key) for key in handed_over])
     revised = [each for merge in merges for each in (merge.visitor, merge.account) if each is not None and each.events]
     if revised:
-        await connection.execute(_REVISE, [_revision(each) for each in revised])
+        await connection.execute(_REVISE, [_revision(each.after) for each in revised])
         events = [_event_row(each.after.key, event) for each in revised for event in each.events]
         await connection.execute(insert(walkthrough_progress_events), events)
 
 
-def _revision(revised: Revised) -> dict[str, Any]:
-    row = _key_row(revised.after.key) | _progress_row(revised.after)
-    return {f"of_{column}": value for column, value in _key_row(revised.before.key).items()} | {
-        f"new_{column}": value for column, value in row.items()
+def _revision(after: Progress) -> dict[str, Any]:
+    return {f"of_{column}": value for column, value in _key_row(after.key).items()} | {
+        f"new_{column}": value for column, value in _progress_row(after).items()
     }
 
 

@@ -11,7 +11,11 @@ person's row is asked for in such a way that only the primary key leads to it (`
 A step is stored only if the walkthrough is published as it was when the step was decided on: so a decision may be made
 on what was true a while ago.
 
-Expanding: the release before calls the former functions, and these stay until revision 0010.
+The history of a visitor's progress went to their account by a foreign key `on update cascade`. Citus takes none where
+the distribution column is in the key. A function of the owner's moves it instead, as the service changes no event.
+
+Expanding: the release before calls the former functions and relies on the former key, and these stay until revision
+0010.
 """
 
 from __future__ import annotations
@@ -229,6 +233,45 @@ language sql stable security definer set search_path = pg_catalog, public, pg_te
      limit 1
 $$;
 """
+# $1 the organisation, $2 the server, $3 the visitor, $4 the walkthrough. It runs as the owner, whom no policy holds
+# back, and takes nobody's word: the organisation is the one that the transaction has named, the visitor is one of the
+# server's, and the account is the one that they were merged into. In this order every event has its progress at every
+# moment. An account that has begun by itself keeps what it has, by the primary key.
+HAND_OVER = """
+create function hand_over_progress(text, text, text, text) returns void
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
+#variable_conflict use_column
+declare
+    account text;
+    former public.walkthrough_progress;
+begin
+    select a.id into account
+      from public.mcp_server_user_identities i
+      join public.mcp_server_users v on v.organization_id = $1 and v.id = i.mcp_server_user_id
+      join public.mcp_server_users a on a.organization_id = $1 and a.id = v.merged_into
+     where i.organization_id = $1 and i.issuer = 'visitor:' || $2 and i.mcp_server_user_id = $3
+       and a.email is not null and current_setting('app.organization_id', true) = $1;
+    select * into former
+      from public.walkthrough_progress
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4
+       and status <> 'merged'
+       for update;
+    if account is null or former.organization_id is null then
+        raise exception 'this is no progress of a visitor who was merged into an account'
+            using errcode = 'integrity_constraint_violation';
+    end if;
+    insert into public.walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
+           version, attempt, revision, current_step_id, carried, status, started_at, last_activity_at, completed_at)
+    values ($1, $2, account, $4, former.version, former.attempt, former.revision, former.current_step_id,
+           former.carried, former.status, former.started_at, former.last_activity_at, former.completed_at);
+    update public.walkthrough_progress_events set mcp_server_user_id = account
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4;
+    delete from public.walkthrough_progress
+     where organization_id = $1 and mcp_server_id = $2 and mcp_server_user_id = $3 and walkthrough_id = $4;
+end $$;
+revoke execute on function hand_over_progress(text, text, text, text) from public;
+grant execute on function hand_over_progress(text, text, text, text) to cairn_service;
+"""
 NAMES = [
     "standings_here(text, text, text)",
     "standings_named(text, text, text, text)",
@@ -250,9 +293,11 @@ def upgrade() -> None:
         _run(
             f"revoke execute on function {function} from public; grant execute on function {function} to cairn_service"
         )
+    _run(HAND_OVER)
 
 
 def downgrade() -> None:
+    op.execute("drop function hand_over_progress(text, text, text, text)")
     _run(FORMER_SERVER_AT)
     for function in NAMES:
         _run(f"drop function {function}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from domain.progress import Outcome
 from domain.tenancy import OrganizationId
+from tests.storage.conftest import until_waited_for
 from tests.worlds import manuscript, on_postgres
 
 ADDED = {"SELECT", "INSERT"}
@@ -44,7 +46,7 @@ MAY = {
 # All but the last three see one organisation's rows; those tell only whether a name is taken, and by whom.
 MAY_CALL = {
     *("bearer_of", "visitor_of", "standings_here", "standings_named"),
-    *("advance_progress", "begin_progress", "record_tool_calls"),
+    *("advance_progress", "begin_progress", "record_tool_calls", "hand_over_progress"),
     *("server_at", "organization_of", "organization_ids"),
 }
 TIMEOUTS = {"statement_timeout": "3s", "lock_timeout": "2500ms", "idle_in_transaction_session_timeout": "10s"}
@@ -148,7 +150,10 @@ async def test_the_role_may_call_the_functions_that_are_its_statements_and_no_ot
         " where pronamespace = 'public'::regnamespace and has_function_privilege($1, oid, 'EXECUTE')",
         SERVICE_ROLE,
     )
-    to_everybody = "select count(*) from pg_proc where pronamespace = 'public'::regnamespace and proacl is null"
+    to_everybody = (
+        "select count(*) from pg_proc"
+        " where pronamespace = 'public'::regnamespace and has_function_privilege('public', oid, 'execute')"
+    )
     assert await owner.fetchval(to_everybody) == 0
     assert {name.partition("(")[0] for (name,) in functions} == MAY_CALL
 
@@ -201,6 +206,126 @@ async def test_the_service_is_refused(tenants: asyncpg.Connection, database: Dat
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with database.hot() as connection:
             await connection.execute(statement)
+
+
+# ----------------------------------------------------------------------------------- history goes to an account
+
+# What `tenants` has of the person's progress is the visitor's, who is merged into the person. No column of it is like
+# another, or empty.
+_VISITED = """
+insert into mcp_server_user_identities values ('$', 'visitor:srv_$', 'hash', 'visitor_$', 1);
+update mcp_server_users set merged_into = 'usr_$' where organization_id = '$' and id = 'visitor_$';
+insert into walkthrough_progress
+select (jsonb_populate_record(p, '{"mcp_server_user_id": "visitor_$", "version": 1, "attempt": 3, "carried": ["key-9"],
+       "current_step_id": null, "status": "completed", "started_at": 4, "last_activity_at": 5, "completed_at": 6}')).*
+  from walkthrough_progress p where organization_id = '$';
+update walkthrough_progress_events set mcp_server_user_id = 'visitor_$' where organization_id = '$';
+delete from walkthrough_progress where organization_id = '$' and mcp_server_user_id = 'usr_$';
+"""
+_HAND_OVER = "select hand_over_progress($1, $2, $3, $4)"
+_THEIRS = ("a", "srv_a", "visitor_a", "wt_a")
+
+
+@pytest.fixture
+async def visited(tenants: asyncpg.Connection) -> asyncpg.Connection:
+    for organization in ("a", "b"):
+        await tenants.execute(_VISITED.replace("$", organization))
+    return tenants
+
+
+async def _learned(owner: asyncpg.Connection) -> list[dict[str, object]]:
+    """All progress, and all that happened to it."""
+    stored = [
+        await owner.fetch(f"select * from {table} order by organization_id, mcp_server_user_id, revision")
+        for table in ("walkthrough_progress", "walkthrough_progress_events")
+    ]
+    return [dict(row) for rows in stored for row in rows]
+
+
+async def test_a_visitors_progress_goes_to_the_account_they_were_merged_into_with_all_that_happened(
+    visited: asyncpg.Connection, database: Database
+) -> None:
+    before = await _learned(visited)
+    async with database.hot_transaction(OrganizationId("a")) as connection:
+        await connection.execute(_HAND_OVER, *_THEIRS)
+    moved = [row | {"mcp_server_user_id": "usr_a"} if row["organization_id"] == "a" else row for row in before]
+    assert len([row for row in moved if row["mcp_server_user_id"] == "usr_a"]) == 3
+    assert await _learned(visited) == moved
+
+
+_USER_A = "update mcp_server_users set merged_into = {} where organization_id = 'a' and id = 'visitor_a'"
+# What is otherwise in the database, the organisation that is named, and what is asked for.
+REFUSED = {
+    "of somebody whom nobody merged": (_USER_A.format("null"), "a", _THEIRS),
+    "of one who was merged into somebody without an address": (
+        "insert into mcp_server_users (organization_id, id, first_seen_at, last_seen_at) values ('a', 'other', 1, 1); "
+        + _USER_A.format("'other'"),
+        *("a", _THEIRS),
+    ),
+    "of a visitor of another server": (
+        "update mcp_server_user_identities set issuer = 'visitor:srv_2' where mcp_server_user_id = 'visitor_a'",
+        *("a", _THEIRS),
+    ),
+    "that has ended": (
+        "update walkthrough_progress set status = 'merged' where organization_id = 'a'",
+        *("a", _THEIRS),
+    ),
+    "on another server": ("select", "a", ("a", "srv_b", "visitor_a", "wt_a")),
+    "in another walkthrough": ("select", "a", ("a", "srv_a", "visitor_a", "wt_b")),
+    "of the account itself": ("select", "a", ("a", "srv_a", "usr_a", "wt_a")),
+    "of another organisation's visitor": ("select", "a", ("a", "srv_a", "visitor_b", "wt_a")),
+    "of another organisation": ("select", "a", ("b", "srv_b", "visitor_b", "wt_b")),
+    "where no organisation is named": ("select", "", _THEIRS),
+}
+
+
+@pytest.mark.promise("tenant.isolation")
+@pytest.mark.parametrize(("otherwise", "named", "asked"), REFUSED.values(), ids=REFUSED)
+async def test_no_other_progress_goes_to_anybody(
+    visited: asyncpg.Connection, database: Database, otherwise: str, named: str, asked: tuple[str, ...]
+) -> None:
+    await visited.execute(otherwise)
+    before = await _learned(visited)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="no progress of a visitor who was merged"):
+        async with database.hot_transaction(OrganizationId(named)) as connection:
+            await connection.execute(_HAND_OVER, *asked)
+    assert await _learned(visited) == before
+
+
+async def test_an_account_that_has_begun_by_itself_is_given_nothing_in_its_place(
+    visited: asyncpg.Connection, database: Database
+) -> None:
+    await visited.execute(
+        'insert into walkthrough_progress select (jsonb_populate_record(p, \'{"mcp_server_user_id": "usr_a"}\')).*'
+        " from walkthrough_progress p where organization_id = 'a'"
+    )
+    before = await _learned(visited)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with database.hot_transaction(OrganizationId("a")) as connection:
+            await connection.execute(_HAND_OVER, *_THEIRS)
+    assert await _learned(visited) == before
+
+
+async def test_what_happens_while_progress_is_about_to_go_to_an_account_goes_along(
+    visited: asyncpg.Connection, database: Database
+) -> None:
+    """To one who calls it without having held the row before, too."""
+
+    async def hand_over() -> None:
+        async with database.hot_transaction(OrganizationId("a")) as connection:
+            await connection.execute(_HAND_OVER, *_THEIRS)
+
+    async with visited.transaction():
+        await visited.execute("update walkthrough_progress set revision = 3 where organization_id = 'a'")
+        await visited.execute(
+            "insert into walkthrough_progress_events select (jsonb_populate_record(e, '{\"revision\": 3}')).*"
+            " from walkthrough_progress_events e where organization_id = 'a' and revision = 2"
+        )
+        handed_over = asyncio.create_task(hand_over())
+        await until_waited_for(visited, handed_over)
+    await handed_over
+    theirs = [row["revision"] for row in await _learned(visited) if row["mcp_server_user_id"] == "usr_a"]
+    assert theirs == [3, 1, 2, 3]
 
 
 # -------------------------------------------------------------------------------------------------- connections
