@@ -438,13 +438,7 @@ walkthrough_progress_events = Table(
     _text("note", nullable=True),
     _millis("occurred_at"),
     PrimaryKeyConstraint(*_PROGRESS_COLUMNS, "revision", name="walkthrough_progress_events_pkey"),
-    ForeignKeyConstraint(
-        _PROGRESS_COLUMNS,
-        [f"walkthrough_progress.{column}" for column in _PROGRESS_COLUMNS],
-        name="walkthrough_progress_events_progress_fkey",
-        onupdate="CASCADE",  # what happened goes along where a visitor's progress goes to an account
-        ondelete="CASCADE",
-    ),
+    _parent("walkthrough_progress_events_progress_fkey", _PROGRESS_COLUMNS, "walkthrough_progress", _PROGRESS_COLUMNS),
     Index("walkthrough_progress_events_by_time", "organization_id", "walkthrough_id", "occurred_at"),
 )
 

@@ -28,6 +28,7 @@ from adapters.postgres.schema import check_schema, is_complete, migrate
 from adapters.postgres.tables import metadata
 from domain.draft import RemoveStep
 from domain.errors import TemporarilyUnavailable, WrongSchema
+from domain.tenancy import OrganizationId
 from domain.walkthrough import PublishPolicy
 from tests.storage.conftest import FIRST_RELEASE, logged_in, until_waited_for
 from tests.worlds import on_postgres
@@ -270,6 +271,29 @@ async def test_signing_in_reads_no_large_table_while_it_holds_it(empty_url: str)
         return list(connection.exec_driver_sql(held).scalars())
 
     assert await _on(empty_url, last) == []
+
+
+async def test_a_key_of_the_events_is_replaced_without_reading_them_while_they_are_held(empty_url: str) -> None:
+    unread = "select conname from pg_constraint where not convalidated"
+    # Of the session that waits for this one: what it has of the events for reading all of them, which lets everybody
+    # write, and what it waits for.
+    held = """
+        select mode, granted from pg_locks
+         where relation = 'walkthrough_progress_events'::regclass and pg_backend_pid() = any(pg_blocking_pids(pid))
+           and mode <> 'AccessShareLock'"""
+    await _up_to(empty_url, "0009")
+    async with _connected(empty_url) as connection:
+        assert await connection.fetch(unread) == [("walkthrough_progress_events_next_progress_fkey",)]
+        async with connection.transaction():
+            await connection.execute("lock table walkthrough_progress_events in row exclusive mode")  # as who writes
+            finished = asyncio.create_task(migrate(empty_url, finish=True))
+            await until_waited_for(connection, finished)
+            assert {tuple(row) for row in await connection.fetch(held)} == {
+                ("ShareUpdateExclusiveLock", True),
+                ("AccessExclusiveLock", False),
+            }
+        assert await finished == _revisions()[-1]
+        assert await connection.fetch(unread) == []
 
 
 def test_migrations_import_nothing_of_ours() -> None:
@@ -637,6 +661,43 @@ async def test_what_the_release_before_calls_stays_until_the_upgrade_is_finished
         with pytest.raises(asyncpg.UndefinedFunctionError):
             await former.fetch("select * from standings('a', 'srv_a', null)")
         await former.close()
+
+
+_EVENTS = "select array_agg(mcp_server_user_id) from walkthrough_progress_events"
+# A visitor who is merged into the person, and the progress of the one becomes the other's.
+_VISITOR = """
+insert into mcp_server_users (organization_id, id, first_seen_at, last_seen_at, merged_into)
+values ('a', 'visitor', 1, 1, 'usr_a');
+insert into mcp_server_user_identities values ('a', 'visitor:srv_a', 'hash', 'visitor', 1);
+"""
+_GOES_TO_THE_VISITOR = "update walkthrough_progress set mcp_server_user_id = 'visitor' where organization_id = 'a'"
+_GOES_TO_THE_PERSON = "select hand_over_progress('a', 'srv_a', 'visitor', 'wt_a')"
+
+
+async def test_the_release_before_hands_over_by_the_key_until_the_upgrade_is_finished(empty_url: str) -> None:
+    await _up_to(empty_url, "0008")
+    async with _connected(empty_url) as connection:
+        await connection.execute(FIRST_RELEASE.replace("$", "a") + _VISITOR)
+        assert await migrate(empty_url) == "0009"
+        # Asked in the order in which they were made, and that may come out either way.
+        name = "walkthrough_progress_events_progress_fkey"
+        made = await connection.fetchval("select pg_get_constraintdef(oid) from pg_constraint where conname = $1", name)
+        await connection.execute(f"alter table walkthrough_progress_events drop constraint {name}")
+        await connection.execute(f"alter table walkthrough_progress_events add constraint {name} {made}")
+        async with Database(Access(empty_url, assume_role=True)) as service:
+
+            async def run(statement: str) -> object:
+                async with service.hot_transaction(OrganizationId("a")) as former_or_new:
+                    await former_or_new.execute(statement)
+                return await connection.fetchval(_EVENTS)
+
+            assert await run(_GOES_TO_THE_VISITOR) == ["visitor"] * 2
+            assert await run(_GOES_TO_THE_PERSON) == ["usr_a"] * 2
+            assert await run(_GOES_TO_THE_VISITOR) == ["visitor"] * 2
+            assert await migrate(empty_url, finish=True) == _revisions()[-1]
+            assert await run(_GOES_TO_THE_PERSON) == ["usr_a"] * 2
+            with pytest.raises(asyncpg.ForeignKeyViolationError):
+                await run(_GOES_TO_THE_VISITOR)
 
 
 async def test_a_database_without_an_organisation_is_made_in_one_run(empty_url: str) -> None:
