@@ -14,7 +14,7 @@ from enum import StrEnum
 from domain.errors import CorruptHistory, WalkthroughUnavailable
 from domain.progress import Progress, ProgressKey, Status, Told, Transition, Versions, move_is_offered, select
 from domain.tenancy import Millis, ServerId, StepId, UserId
-from domain.walkthrough import Manuscript, Publication, PublishPolicy, Step, Version, VersionKey
+from domain.walkthrough import Heading, Manuscript, Outline, Publication, PublishPolicy, VersionKey
 
 
 class Fate(StrEnum):
@@ -99,8 +99,8 @@ def forecast(
         CorruptHistory: when a standing's version does not hold its step.
     """
     # Steps get their ids when they are stored; until then their keys will do.
-    steps = tuple(Step(StepId(text.key), text) for text in manuscript.steps)
-    new = Version(key, manuscript.title, manuscript.description, manuscript.type, steps)
+    steps = tuple(Heading(StepId(text.key), text.key, text.title) for text in manuscript.steps)
+    new = Outline(key, manuscript.title, steps)
     tally: Counter[tuple[int, int, str, Fate, int | None]] = Counter()
     for standing in standings:
         mine = versions[standing.version]
@@ -114,7 +114,7 @@ def forecast(
         if step is None:
             raise CorruptHistory(f"version {mine.number} does not hold step {standing.current_step_id}")
         fate, to_number = _fate(_progress(key, standing), publication, mine, new)
-        tally[mine.number, mine.position(step.id) + 1, step.text.key, fate, to_number] += standing.people
+        tally[mine.number, mine.position(step.id) + 1, step.key, fate, to_number] += standing.people
     rows = [Outlook(*place, people) for place, people in tally.items()]
     rows.sort(key=lambda row: (row.version, row.number, row.fate, row.to_number or 0))
     return Forecast(tuple(rows))
@@ -137,7 +137,7 @@ def _progress(key: VersionKey, standing: Standing) -> Progress:
     )
 
 
-def _fate(progress: Progress, publication: Publication, mine: Version, new: Version) -> tuple[Fate, int | None]:
+def _fate(progress: Progress, publication: Publication, mine: Outline, new: Outline) -> tuple[Fate, int | None]:
     """Their next select after the publish, and the number of the new version's step that it leads to, if any."""
     versions = {mine.number: mine, new.number: new}
 

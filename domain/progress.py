@@ -54,7 +54,7 @@ from domain.errors import (
     WalkthroughUnavailable,
 )
 from domain.tenancy import Millis, OrganizationId, ServerId, StepId, UserId, WalkthroughId
-from domain.walkthrough import Publication, PublishPolicy, Step, Version
+from domain.walkthrough import Heading, Outline, Publication, PublishPolicy
 
 MAX_NOTE_CHARS = 2_000
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -177,7 +177,7 @@ class Progress:
         if min(self.version, self.attempt, self.revision) < 1 or self.last_activity_at < self.started_at:
             raise CorruptHistory("versions, attempts and revisions count from 1, and activity follows the start")
 
-    def current_step(self, version: Version) -> Step | None:
+    def current_step(self, version: Outline) -> Heading | None:
         """The step to be shown; None once completed."""
         if self.current_step_id is None:
             return None
@@ -186,29 +186,29 @@ class Progress:
             raise CorruptHistory(f"version {version.number} does not hold the current step of {self.key}")
         return step
 
-    def current_number(self, version: Version) -> int | None:
+    def current_number(self, version: Outline) -> int | None:
         """The current step's number, counted from 1; None once completed."""
         return None if self.current_step_id is None else self._position(version) + 1
 
-    def _position(self, version: Version) -> int:
+    def _position(self, version: Outline) -> int:
         """How many steps lie before the current one: all of them once completed."""
         step = self.current_step(version)
         return len(version.steps) if step is None else version.position(step.id)
 
-    def completed_keys(self, version: Version) -> frozenset[str]:
+    def completed_keys(self, version: Outline) -> frozenset[str]:
         """Keys of all steps completed in this attempt, in this version (`version`) or an earlier one."""
-        return self.carried.union(step.text.key for step in version.steps[: self._position(version)])
+        return self.carried.union(step.key for step in version.steps[: self._position(version)])
 
     # The next two are asked in every call: what they take does not grow with the number of steps.
 
-    def has_completed(self, step_key: str, version: Version) -> bool:
+    def has_completed(self, step_key: str, version: Outline) -> bool:
         """Whether `completed_keys` has this one."""
         if step_key in self.carried:
             return True
         step = version.step_by_key(step_key)
         return step is not None and version.position(step.id) < self._position(version)
 
-    def completed_steps(self, version: Version) -> int:
+    def completed_steps(self, version: Outline) -> int:
         """How many of this version's steps are completed."""
         before = self._position(version)
         carried = (version.step_by_key(key) for key in self.carried)
@@ -286,20 +286,20 @@ class Standpoint:
     handle: StepHandle | None
 
 
-def standpoint(progress: Progress, version: Version) -> Standpoint:
+def standpoint(progress: Progress, version: Outline) -> Standpoint:
     """Where `progress` stands, in the words an error needs."""
     step = progress.current_step(version)
     return Standpoint(
         title=version.title,
         reference=version.key.walkthrough_id,
-        step_title=step.text.title if step else None,
+        step_title=step.title if step else None,
         step_number=progress.current_number(version),
         total_steps=len(version.steps),
         handle=progress.handle(),
     )
 
 
-Versions = Mapping[int, Version]
+Versions = Mapping[int, Outline]
 """The versions that a decision looks at, by number: the one the progress is on, the latest, the handle's."""
 
 
@@ -384,7 +384,7 @@ def _key_of(step_id: StepId | None, versions: Versions) -> str:
     for version in versions.values():
         step = version.step(step_id) if step_id is not None else None
         if step is not None:
-            return step.text.key
+            return step.key
     raise CorruptHistory(f"the version of step {step_id}, which was gained, is not there")
 
 
@@ -484,9 +484,9 @@ def next_step(
         raise CompletedStepRequired([here], unreadable=True)
 
     # A handle counts by its step's key: the same step of another version is the same step.
-    is_current = current is not None and shown.text.key == current.text.key
-    is_gone = mine.step_by_key(shown.text.key) is None
-    if not (is_current or is_gone or progress.has_completed(shown.text.key, mine)):
+    is_current = current is not None and shown.key == current.key
+    is_gone = mine.step_by_key(shown.key) is None
+    if not (is_current or is_gone or progress.has_completed(shown.key, mine)):
         raise StepNotCurrent(here)
 
     transition = Transition(progress, progress, (), Told.REPEATED)
@@ -546,17 +546,17 @@ def merge(
     return Merge(ended, kept)
 
 
-def reachable_steps(progress: Progress, version: Version) -> Mapping[int, Step]:
+def reachable_steps(progress: Progress, version: Outline) -> Mapping[int, Heading]:
     """The steps that may be read again, by number from 1: the current one and completed ones."""
     completed = progress.completed_keys(version)
     return {
         number: step
         for number, step in enumerate(version.steps, start=1)
-        if step.text.key in completed or step.id == progress.current_step_id
+        if step.key in completed or step.id == progress.current_step_id
     }
 
 
-def reviewed_step(progress: Progress, version: Version, step_number: int) -> Step:
+def reviewed_step(progress: Progress, version: Outline, step_number: int) -> Heading:
     """The step numbered `step_number` (from 1), if it may be read again.
 
     Raises:
@@ -588,24 +588,24 @@ def _may_move(progress: Progress | None, publication: Publication) -> bool:
     )
 
 
-def _require_available(publication: Publication, latest: Version) -> None:
+def _require_available(publication: Publication, latest: Outline) -> None:
     if not publication.is_available:
         raise WalkthroughUnavailable(latest.title)
 
 
-def _require_unmerged(progress: Progress, mine: Version) -> None:
+def _require_unmerged(progress: Progress, mine: Outline) -> None:
     # A call that was let in before the visitor kept their progress. The next one is told where it is.
     if progress.status is Status.MERGED:
         raise WalkthroughUnavailable(mine.title)
 
 
-def _restart(progress: Progress, publication: Publication, latest: Version, now: Millis) -> Transition:
+def _restart(progress: Progress, publication: Publication, latest: Outline, now: Millis) -> Transition:
     _require_available(publication, latest)
     first = latest.steps[0].id
     return _step(progress, progress.key, EventKind.RESTARTED, latest, first, now=now, told=Told.RESTARTED)
 
 
-def _move(progress: Progress, versions: Versions, latest: Version, now: Millis) -> Transition:
+def _move(progress: Progress, versions: Versions, latest: Outline, now: Millis) -> Transition:
     """Carries over by step key: completed steps stay completed, and the first other one is the current step."""
     to_step_id = _first_open(latest, progress.completed_keys(versions[progress.version]))
     told = Told.MOVED_TO_LATEST if to_step_id else Told.COMPLETED
@@ -617,8 +617,8 @@ def _united(account: Revised, visitor: Progress, versions: Versions, now: Millis
     mine = versions[visitor.version]
     completed = account.before.completed_keys(mine)
     gained = visitor.completed_keys(mine) - completed
-    ids = {step.text.key: step.id for version in (*versions.values(), mine) for step in version.steps}
-    here = [step.text.key for step in mine.steps if step.text.key in gained]
+    ids = {step.key: step.id for version in (*versions.values(), mine) for step in version.steps}
+    here = [step.key for step in mine.steps if step.key in gained]
     # From the last one back: what is gained after the current step moves nobody, and then one event passes over it all.
     # So nobody is recorded at a step that they are passed over. Steps that are gone come back completed, too.
     for key in (*sorted(gained.difference(here)), *reversed(here)):
@@ -635,7 +635,7 @@ def _as_it_is(progress: Progress) -> Revised:
 def _merged(
     revised: Revised,
     key: ProgressKey,
-    version: Version,
+    version: Outline,
     from_step_id: StepId | None,
     to_step_id: StepId | None,
     now: Millis,
@@ -657,17 +657,17 @@ def _merged(
     return Revised(revised.before, evolve(progress, event, key, versions or {}), (*revised.events, event))
 
 
-def _first_open(version: Version, completed: frozenset[str], *, after: int = -1) -> StepId | None:
+def _first_open(version: Outline, completed: frozenset[str], *, after: int = -1) -> StepId | None:
     """The first step that is not completed, of those after a position."""
     steps = map(version.steps.__getitem__, range(after + 1, len(version.steps)))
-    return next((step.id for step in steps if step.text.key not in completed), None)
+    return next((step.id for step in steps if step.key not in completed), None)
 
 
 def _step(
     progress: Progress | None,
     key: ProgressKey,
     kind: EventKind,
-    version: Version,
+    version: Outline,
     to_step_id: StepId | None,
     *,
     now: Millis,

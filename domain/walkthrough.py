@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from domain.chain import StepChain
 from domain.errors import InvalidValue, NotFound
 from domain.tenancy import BREAKS_A_LINE, OrganizationId, ServerKey, StepId, WalkthroughId, key
 
@@ -215,8 +214,7 @@ def take_in(
     return Intake((latest or 0) + 1, is_unchanged=False, is_published=publish)
 
 
-@dataclass(frozen=True, slots=True)
-class VersionKey:
+class VersionKey(NamedTuple):  # looked up by in each call
     """Names one version of one walkthrough."""
 
     organization_id: OrganizationId
@@ -224,33 +222,31 @@ class VersionKey:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step in its version; `id` belongs to this version alone, `text.key` is the same in all of them."""
+class Heading(NamedTuple):  # hundreds are made when a process first meets a version
+    """A step, but for what is written in it. `id` belongs to its version alone, `key` is the same in all of them."""
 
     id: StepId
-    text: StepText
+    key: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """The content of a published version, its steps in chain order. Immutable, so it may be kept for ever."""
+class Outline:
+    """What rules need of a published version: which steps it has, in chain order. Immutable, so it may be kept for
+    ever."""
 
     key: VersionKey
     title: str
-    description: str
-    type: WalkthroughType
-    steps: tuple[Step, ...]
+    steps: tuple[Heading, ...]
     _position: Mapping[StepId, int] = field(init=False, repr=False, compare=False)
-    _by_key: Mapping[str, Step] = field(init=False, repr=False, compare=False)
+    _by_key: Mapping[str, Heading] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # StepChain.of refuses an id that comes twice.
-        chain = StepChain.of(step.id for step in self.steps)
-        by_key = {step.text.key: step for step in self.steps}
-        if not self.steps or len(by_key) != len(self.steps):
-            raise InvalidValue("a version has at least one step, and each step a key of its own")
-        object.__setattr__(self, "_position", {id: position for position, id in enumerate(chain)})
+        position = {step.id: position for position, step in enumerate(self.steps)}
+        by_key = {step.key: step for step in self.steps}
+        if not self.steps or not len(position) == len(by_key) == len(self.steps):
+            raise InvalidValue("a version has at least one step, and each step an id and a key of its own")
+        object.__setattr__(self, "_position", position)
         object.__setattr__(self, "_by_key", by_key)
 
     @property
@@ -266,14 +262,46 @@ class Version:
         """
         return self._position[step_id]
 
-    def step(self, step_id: StepId) -> Step | None:
+    def step(self, step_id: StepId) -> Heading | None:
         """The step with this id; None for one of another version."""
         position = self._position.get(step_id)
         return None if position is None else self.steps[position]
 
-    def step_by_key(self, step_key: str) -> Step | None:
+    def step_by_key(self, step_key: str) -> Heading | None:
         """The step with this key; None where this version has none."""
         return self._by_key.get(step_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step in its version, with all that is written in it."""
+
+    id: StepId
+    text: StepText
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The whole content of a published version, as its author knows it."""
+
+    key: VersionKey
+    title: str
+    description: str
+    type: WalkthroughType
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        self.outline()  # which refuses what is none
+
+    @property
+    def number(self) -> int:
+        """1 for the first version of a walkthrough, and so on."""
+        return self.key.number
+
+    def outline(self) -> Outline:
+        """What rules need of it."""
+        steps = tuple(Heading(step.id, step.text.key, step.text.title) for step in self.steps)
+        return Outline(self.key, self.title, steps)
 
     def manuscript(self, walkthrough_key: str) -> Manuscript:
         """What its author handed in, to be compared, pulled or published again."""

@@ -22,8 +22,8 @@ from domain.progress import (
     select,
 )
 from domain.tenancy import Millis, OrganizationId, ServerId, StepId, UserId, WalkthroughId
-from domain.walkthrough import Publication, PublishPolicy, Version
-from tests.domain.generate import WALKTHROUGH, version_of
+from domain.walkthrough import Outline, Publication, PublishPolicy
+from tests.domain.generate import WALKTHROUGH, outline_of
 
 KEY = ProgressKey(OrganizationId("acme"), ServerId("s1"), UserId("ada"), WALKTHROUGH)
 KEEP, OFFER, CARRY_OVER, SUPERSEDE = PublishPolicy
@@ -79,7 +79,7 @@ class Course:
     progress: Progress | None = None
     events: list[ProgressEvent] = field(default_factory=list)
     now: Millis = START
-    versions: dict[int, Version] = field(default_factory=dict)
+    versions: dict[int, Outline] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keys: str) -> Course:
@@ -88,7 +88,7 @@ class Course:
 
     def publish(self, keys: Sequence[str], policy: PublishPolicy = KEEP) -> Course:
         self.author = self.author.publish(keys, policy)
-        self.versions[self.author.latest] = version_of(self.author.latest, keys)
+        self.versions[self.author.latest] = outline_of(self.author.latest, keys)
         return self
 
     def hide(self, is_hidden: bool = True) -> Course:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from domain.tenancy import OrganizationId, StepId, WalkthroughId
-from domain.walkthrough import Delivery, Manuscript, Step, StepText, Version, VersionKey, WalkthroughType
+from domain.walkthrough import Delivery, Manuscript, Outline, Step, StepText, Version, VersionKey, WalkthroughType
 
 ORGANIZATION = OrganizationId("acme")
 WALKTHROUGH = WalkthroughId("w1")
@@ -118,3 +118,8 @@ def version_of(number: int, step_keys: Iterable[str]) -> Version:
             for key in step_keys
         ),
     )
+
+
+def outline_of(number: int, step_keys: Iterable[str]) -> Outline:
+    """What rules need of `version_of` the same."""
+    return version_of(number, step_keys).outline()

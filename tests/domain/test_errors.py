@@ -43,7 +43,7 @@ from domain.walkthrough import (
     title,
 )
 from tests.domain.course import KEEP, KEY, START, Course
-from tests.domain.generate import ORGANIZATION, WALKTHROUGH, version_of
+from tests.domain.generate import ORGANIZATION, WALKTHROUGH, outline_of
 
 VERSION = VersionKey(ORGANIZATION, WALKTHROUGH, 1)
 ADA = Signature("ada@example.com", Millis(1_000))
@@ -148,7 +148,7 @@ TO_OPERATORS: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: manuscript(), "a walkthrough has 1 to 500 steps; this one has 0"),
     (lambda: manuscript("b", "a", "b", "a"), "the step key 'a' is used twice"),
-    (lambda: version_of(1, ""), "a version has at least one step, and each step a key of its own"),
+    (lambda: outline_of(1, ""), "a version has at least one step, and each step an id and a key of its own"),
     (lambda: draft("a", "a"), "each step of a draft has a key of its own"),
     (lambda: draft("a", revision=-1), "a draft's revision counts from 0"),
     (
@@ -293,11 +293,11 @@ TO_US: list[tuple[Callable[[], object], str]] = [
         f"started at revision 1 cannot follow on {begun().stands}",
     ),
     (
-        lambda: replay(KEY, moved().events, {2: version_of(2, "ab")}),
+        lambda: replay(KEY, moved().events, {2: outline_of(2, "ab")}),
         "version 1, which was left, is not there",
     ),
     (
-        lambda: begun().stands.current_step(version_of(2, "ab")),
+        lambda: begun().stands.current_step(outline_of(2, "ab")),
         f"version 2 does not hold the current step of {KEY}",
     ),
     (

@@ -104,7 +104,7 @@ def test_what_is_forecast_is_what_becomes_of_everyone(
                 course.hide(False).select()
                 assert course.stands.version == new.number
                 fate = Fate.PENDING
-        came_true[mine.number, number, step.text.key, fate, to_number] += 1
+        came_true[mine.number, number, step.key, fate, to_number] += 1
     rows = [(row.version, row.number, row.step_key, row.fate, row.to_number) for row in foretold.outlooks]
     assert {place: row.people for place, row in zip(rows, foretold.outlooks, strict=True)} == came_true
     assert len(set(rows)) == len(rows)

@@ -458,7 +458,7 @@ def check_merge(two: Two, merged: Merge, now: int) -> None:
         assert done >= account.completed_keys(versions[account.version])
     elif visitor.version == account.version:
         assert done == visitor.completed_keys(version) | account.completed_keys(version)
-        first_open = next((step.id for step in version.steps if step.text.key not in done), None)
+        first_open = next((step.id for step in version.steps if step.key not in done), None)
         assert kept.current_step_id == first_open
         passed_through = {event.to_step_id for event in led_there[account.revision :]}
         assert passed_through <= {account.current_step_id, first_open}, "nobody was at a step they are passed over"

@@ -68,7 +68,7 @@ from tests.domain.course import (
     Course,
     handle,
 )
-from tests.domain.generate import WALKTHROUGH, examples, revised, version_of
+from tests.domain.generate import WALKTHROUGH, examples, outline_of, revised
 
 
 def refused(course: Course, error: type[ToolError], call: Call) -> ToolError:
@@ -86,7 +86,7 @@ def names_where_one_stands(course: Course, named: Standpoint) -> bool:
     return named == Standpoint(
         title=version.title,
         reference=WALKTHROUGH,
-        step_title=step and step.text.title,
+        step_title=step and step.title,
         step_number=step and version.steps.index(step) + 1,
         total_steps=len(version.steps),
         handle=course.stands.handle(),
@@ -930,7 +930,7 @@ def event(
 )
 def test_events_that_cannot_follow_on_each_other_are_refused(events: list[ProgressEvent]) -> None:
     with pytest.raises(CorruptHistory):
-        replay(KEY, events, {1: version_of(1, "abc")})
+        replay(KEY, events, {1: outline_of(1, "abc")})
 
 
 @pytest.mark.parametrize(
@@ -948,7 +948,7 @@ def test_events_that_cannot_follow_on_each_other_are_refused(events: list[Progre
 )
 def test_what_the_rules_cannot_record_does_not_follow_on_completion(impossible: ProgressEvent) -> None:
     completed = [event(1, EventKind.STARTED, "a-1"), event(2, EventKind.ADVANCED, None)]
-    versions = {1: version_of(1, "a"), 2: version_of(2, "ab")}
+    versions = {1: outline_of(1, "a"), 2: outline_of(2, "ab")}
     assert replay(KEY, completed, versions).status is Status.COMPLETED
     with pytest.raises(CorruptHistory):
         replay(KEY, [*completed, impossible], versions)
@@ -967,13 +967,13 @@ def test_what_the_rules_cannot_record_does_not_follow_on_completion(impossible: 
 def test_what_the_rules_cannot_record_does_not_follow_in_progress(impossible: ProgressEvent) -> None:
     begun = [event(1, EventKind.STARTED, "a-1")] if impossible.revision > 1 else []
     with pytest.raises(CorruptHistory):
-        replay(KEY, [*begun, impossible], {1: version_of(1, "abc"), 2: version_of(2, "abc")})
+        replay(KEY, [*begun, impossible], {1: outline_of(1, "abc"), 2: outline_of(2, "abc")})
 
 
 def test_a_move_away_from_a_version_that_is_not_there_is_refused() -> None:
     events = [event(1, EventKind.STARTED, "a-1"), event(2, EventKind.MOVED, "a-2", version=2)]
     with pytest.raises(CorruptHistory):
-        replay(KEY, events, {2: version_of(2, "abc")})
+        replay(KEY, events, {2: outline_of(2, "abc")})
 
 
 def test_an_event_of_another_progress_does_not_follow() -> None:
@@ -1004,7 +1004,7 @@ def test_a_progress_that_contradicts_itself_cannot_be_built(change: dict[str, ob
 def test_a_progress_is_not_read_with_a_version_that_it_is_not_on() -> None:
     course = Course.of("ab").begin().publish("ab")
     for read in (
-        lambda: course.stands.current_step(version_of(1, "bc")),
+        lambda: course.stands.current_step(outline_of(1, "bc")),
         lambda: course.stands.current_step(replace(course.versions[2], steps=course.versions[1].steps)),
         lambda: course.stands.current_step(course.versions[2]),
         lambda: course.stands.completed_keys(course.versions[2]),
@@ -1477,7 +1477,7 @@ class OnePersonWithSeveralClients(RuleBasedStateMachine):
         said_done = self.said_done.get(progress.attempt, set())
         assert done <= said_done, "completed is only what was shown and then said to be done, in this attempt"
         number = progress.current_number(version) or len(version.steps) + 1
-        assert {step.text.key for step in version.steps[: number - 1]} <= done, "nobody is past a step not done"
+        assert {step.key for step in version.steps[: number - 1]} <= done, "nobody is past a step not done"
         assert progress.current_step_id is None or key_of(progress.current_step_id) not in done
 
         advanced = [
@@ -1515,7 +1515,7 @@ class OnePersonWithSeveralClients(RuleBasedStateMachine):
         version = self.course.versions[self.stand.version]
         for number, key in enumerate(keys, start=1):
             if key == self.stand.here or key in self.stand.done:
-                assert reviewed_step(self.course.progress, version, number).text.key == key
+                assert reviewed_step(self.course.progress, version, number).key == key
             else:
                 with pytest.raises(StepNotReached):
                     reviewed_step(self.course.progress, version, number)

@@ -158,7 +158,7 @@ class Learner:
         )
         for number, key in enumerate(self.keys, start=1):
             if key == self.here or key in self.done:
-                assert reviewed_step(progress, version, number).text.key == key
+                assert reviewed_step(progress, version, number).key == key
             else:
                 with pytest.raises(StepNotReached):
                     reviewed_step(progress, version, number)
@@ -170,11 +170,11 @@ class Learner:
         version = self.course.versions[self.version]
         step = progress.current_step(version)
         assert (progress.version, progress.attempt) == (self.version, self.attempt)
-        assert (step and step.text.key) == self.here
+        assert (step and step.key) == self.here
         assert progress.completed_keys(version) == self.done, "nothing done is lost, and nothing else counts as done"
         assert (progress.status is Status.COMPLETED) == (self.here is None)
         if step is not None:
-            assert {one.text.key for one in version.steps[: version.position(step.id)]} <= self.done
+            assert {one.key for one in version.steps[: version.position(step.id)]} <= self.done
             shown = str(progress.handle())
             if shown not in self.shown:
                 self.shown.append(shown)
