@@ -320,13 +320,13 @@ class Authoring:
             if each.version != intake.version
         ]
         keys = {VersionKey(organization_id, walkthrough.id, each.version) for each in standings}
-        versions = await self._library.versions(keys)
+        versions = await self._library.outlines(keys)
         expected = forecast(
             VersionKey(organization_id, walkthrough.id, intake.version),
             manuscript,
             policy,
             standings,
-            {version.number: content for version, content in versions.items()},
+            {version.number: outline for version, outline in versions.items()},
             withdrawn={version.number for version in walkthrough.versions if version.is_withdrawn},
         )
         return Prospect(intake.version, is_unchanged=intake.is_unchanged, policy=policy, forecast=expected)
@@ -413,8 +413,11 @@ class Authoring:
             raise NotFound(f"{key_} was never published: publish it with 'cairn push DIR --publish'")
         if walkthrough.latest is not None and number in (None, walkthrough.latest_number):
             return walkthrough.latest
-        named = VersionKey(organization_id, walkthrough.id, walkthrough.record(number or 0).number)
-        return (await self._library.versions([named]))[named]
+        number = walkthrough.record(number or 0).number
+        found = await self._walkthroughs.version(VersionKey(organization_id, walkthrough.id, number))
+        if found is None:
+            raise unknown(key_)
+        return found
 
     # ------------------------------------------------------------------------------------------ assignments
 

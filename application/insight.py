@@ -70,7 +70,7 @@ from application.ports import (
 from application.tenancy import Tenancy
 from domain.errors import InvalidValue, NotFound
 from domain.tenancy import Millis
-from domain.walkthrough import Version, VersionKey
+from domain.walkthrough import Outline, VersionKey
 
 PAUSE = Millis(30 * 60 * 1000)
 TOO_FAST = Millis(3_000)
@@ -158,7 +158,7 @@ class Insight:
         if latest is None:
             raise NotFound(f"{key} was never published, so nobody can have taken it: see 'cairn push DIR --publish'")
         shown_key = VersionKey(organization_id, subject.walkthrough_id, version or latest)
-        shown = (await self._library.versions([shown_key])).get(shown_key)
+        shown = (await self._library.outlines([shown_key])).get(shown_key)
         if shown is None:
             raise NotFound(f"there is no published version {version} of {key}: the latest is {latest}")
         at = await self._tenancy.server(server, organization) if server is not None else None
@@ -181,9 +181,9 @@ class Insight:
         )
 
 
-def _steps(shown: Version, counts: Counts) -> Sequence[FunnelStep]:
+def _steps(shown: Outline, counts: Counts) -> Sequence[FunnelStep]:
     steps = [
-        FunnelStep(number, step.text.title, counts.steps.get(step.text.key) or _nothing_at(step.text.key))
+        FunnelStep(number, step.title, counts.steps.get(step.key) or _nothing_at(step.key))
         for number, step in enumerate(shown.steps, start=1)
     ]
     former: Mapping[str, StepCounts] = {

@@ -21,13 +21,14 @@ from domain.errors import (
     AuthenticationRequired,
     Candidate,
     CompletedStepRequired,
+    CorruptHistory,
     TemporarilyUnavailable,
     WalkthroughNotFound,
     WalkthroughNotStarted,
 )
 from domain.progress import Outcome, Progress, ProgressKey, Status, StepHandle, Told, Transition
 from domain.tenancy import Caller, UserId
-from domain.walkthrough import Step, Version, VersionKey
+from domain.walkthrough import Heading, Outline, Step, VersionKey
 
 # Each lost race means that another call on this progress was committed. Three lost in a row happen only under
 # a storm on one person's progress, and then it is kinder to let the client try again than to hold its request.
@@ -44,7 +45,7 @@ class Lesson:
     standing: Standing
     """As it was read; its progress is the one before this call."""
     progress: Progress
-    version: Version
+    version: Outline
     step: Step | None
     newer_version_offered: bool
 
@@ -64,8 +65,8 @@ class Reached:
     """The steps of a begun walkthrough that its person may read again, by number."""
 
     standing: Standing
-    version: Version
-    steps: Mapping[int, Step]
+    version: Outline
+    steps: Mapping[int, Heading]
     current_step_number: int | None
 
 
@@ -182,9 +183,10 @@ class Learning:
         progress = _require_progress(standing)
         version = (await self._versions(standing))[progress.version]
         if step_number is None:
-            step = progress.current_step(version)
+            heading = progress.current_step(version)
         else:
-            step = rules.reviewed_step(progress, version, step_number)
+            heading = rules.reviewed_step(progress, version, step_number)
+        step = await self._in_full(version, heading)
         return _lesson(Told.REVIEW, standing, progress, version, step)
 
     async def reached(self, caller: Caller) -> Sequence[Reached]:
@@ -219,14 +221,16 @@ class Learning:
                 standing = await self._find(caller, standing.walkthrough_id)
             versions = await self._versions(standing, handle)
             transition = await decide(standing, versions)
+            after = transition.after
+            version = versions[after.version]
+            # Before the commit, so that nobody is moved to a step that cannot be shown to them.
+            step = await self._in_full(version, after.current_step(version))
             # After a lost race a mere resume has nothing left to record: the winner was activity just now.
             settled = not transition.events or (decision and transition.told is Told.RESUMED)
             if settled or await self._progress.commit(transition, standing.publication):
-                after = transition.after
-                version = versions[after.version]
                 if not settled:
                     self._remember(standing, after)
-                return _lesson(transition.told, standing, after, version, after.current_step(version))
+                return _lesson(transition.told, standing, after, version, step)
         raise TemporarilyUnavailable
 
     def _remember(self, standing: Standing, progress: Progress) -> None:
@@ -265,7 +269,7 @@ class Learning:
         present = [each for each in await self._catalogue.standings(caller) if each.is_visible]
         return WalkthroughNotFound(reference, [_candidate(each) for each in present])
 
-    async def _versions(self, standing: Standing, handle: StepHandle | None = None) -> Mapping[int, Version]:
+    async def _versions(self, standing: Standing, handle: StepHandle | None = None) -> rules.Versions:
         """The versions a decision looks at: the caller's, the latest, and the handle's if there is such a one."""
         numbers = {standing.publication.latest_version}
         if standing.progress:
@@ -273,13 +277,21 @@ class Learning:
         if handle and handle.walkthrough_id == standing.walkthrough_id:
             numbers.add(handle.version)
         keys = [VersionKey(standing.organization_id, standing.walkthrough_id, number) for number in numbers]
-        return {key.number: version for key, version in (await self._library.versions(keys)).items()}
+        return {key.number: version for key, version in (await self._library.outlines(keys)).items()}
 
-    async def _begun(self, standings: Sequence[Standing]) -> Sequence[tuple[Standing, Progress, Version]]:
+    async def _in_full(self, version: Outline, heading: Heading | None) -> Step | None:
+        if heading is None:
+            return None
+        step = await self._library.step(version.key, heading.id)
+        if step is None:
+            raise CorruptHistory(f"{version.key} has lost its step {heading.id}")
+        return step
+
+    async def _begun(self, standings: Sequence[Standing]) -> Sequence[tuple[Standing, Progress, Outline]]:
         """Those of `standings` that were begun, each with the version it is on; one read for all of them."""
         begun = [(each, each.progress) for each in standings if each.progress]
         keys = {_version_key(each, progress): (each, progress) for each, progress in begun}
-        versions = await self._library.versions(keys)
+        versions = await self._library.outlines(keys)
         return [(each, progress, versions[key]) for key, (each, progress) in keys.items()]
 
     async def _entries(self, caller: Caller, standings: Sequence[Standing]) -> Sequence[Entry]:
@@ -330,6 +342,6 @@ def _candidate(standing: Standing) -> Candidate:
     return Candidate(standing.walkthrough_id, standing.key, standing.shown.title)
 
 
-def _lesson(told: Told, standing: Standing, progress: Progress, version: Version, step: Step | None) -> Lesson:
+def _lesson(told: Told, standing: Standing, progress: Progress, version: Outline, step: Step | None) -> Lesson:
     offered = rules.move_is_offered(progress, standing.publication)
     return Lesson(told, standing, progress, version, step, offered)

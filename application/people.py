@@ -18,7 +18,7 @@ from application.ports import Begun, Clock, PersonalDataStore, PersonalRecord, P
 from application.tenancy import Tenancy
 from domain.errors import NotFound, TemporarilyUnavailable
 from domain.tenancy import Millis, OrganizationId, StepId, UserId, email_address
-from domain.walkthrough import Version, VersionKey
+from domain.walkthrough import Outline, VersionKey
 
 MAX_PEOPLE = 1_000
 """On one page of the list."""
@@ -168,9 +168,9 @@ class PersonalData:
         progress = begun.progress
         numbers = {progress.version} | {event.version for event in begun.events}
         keys = [VersionKey(organization_id, progress.key.walkthrough_id, number) for number in numbers]
-        versions = {key.number: version for key, version in (await self._library.versions(keys)).items()}
+        versions = {key.number: version for key, version in (await self._library.outlines(keys)).items()}
         version = versions[progress.version]
-        names = {step.id: StepName(step.text.key, step.text.title) for each in versions.values() for step in each.steps}
+        names = {step.id: StepName(step.key, step.title) for each in versions.values() for step in each.steps}
         current = progress.current_step(version)
         return Taken(
             begun,
@@ -183,13 +183,13 @@ class PersonalData:
         )
 
 
-def _completed(keys: frozenset[str], version: Version, versions: Mapping[int, Version]) -> Sequence[StepName]:
-    here = [step for step in version.steps if step.text.key in keys]
-    gone = keys - {step.text.key for step in here}
+def _completed(keys: frozenset[str], version: Outline, versions: Mapping[int, Outline]) -> Sequence[StepName]:
+    here = [step for step in version.steps if step.key in keys]
+    gone = keys - {step.key for step in here}
     # The newest wording of each.
-    titles = {step.text.key: step.text.title for number in sorted(versions) for step in versions[number].steps}
+    titles = {step.key: step.title for number in sorted(versions) for step in versions[number].steps}
     return [
-        *(StepName(step.text.key, step.text.title) for step in here),
+        *(StepName(step.key, step.title) for step in here),
         *(StepName(key, titles.get(key, key)) for key in sorted(gone)),
     ]
 

@@ -35,7 +35,9 @@ from domain.tenancy import (
 from domain.walkthrough import (
     Assignment,
     Manuscript,
+    Outline,
     Publication,
+    Step,
     Version,
     VersionKey,
     WalkthroughType,
@@ -120,10 +122,14 @@ class Catalogue(Protocol):
 
 
 class VersionLibrary(Protocol):
-    """Content of published versions. It never changes, so it may be served from memory."""
+    """Content of published versions, as much of it as is needed. It never changes, so it may be served from memory."""
 
-    async def versions(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Version]:
-        """The versions by these keys; unknown keys and drafts are left out."""
+    async def outlines(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Outline]:
+        """What rules need of these versions; unknown keys and drafts are left out."""
+        ...
+
+    async def step(self, version: VersionKey, step_id: StepId) -> Step | None:
+        """A step with all that is written in it; None where there is no such step, and in a draft."""
         ...
 
 
@@ -578,6 +584,10 @@ class WalkthroughStore(Protocol):
         Raises:
             NotFound: no such walkthrough in this organisation, and no `new_id`.
         """
+        ...
+
+    async def version(self, key: VersionKey) -> Version | None:
+        """The whole content of a published version; None where this organisation has no such one."""
         ...
 
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:

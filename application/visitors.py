@@ -113,4 +113,4 @@ class Visitors:
                 return None
             numbers |= {event.version for event in events if event.attempt == theirs.attempt}
         keys = [VersionKey(theirs.key.organization_id, theirs.key.walkthrough_id, number) for number in numbers]
-        return {key.number: version for key, version in (await self._library.versions(keys)).items()}
+        return {key.number: version for key, version in (await self._library.outlines(keys)).items()}

@@ -48,7 +48,7 @@ from domain.tenancy import (
     UserId,
     WalkthroughId,
 )
-from domain.walkthrough import Assignment, Publication, Version, VersionKey, in_order
+from domain.walkthrough import Assignment, Outline, Publication, Step, Version, VersionKey, in_order
 
 
 class SetClock:
@@ -117,6 +117,13 @@ class Memory:
     calls: dict[str, ToolCall] = field(default_factory=dict)
     visitors: dict[tuple[ServerKey, bytes], UserId] = field(default_factory=dict)
     merged_into: dict[tuple[OrganizationId, UserId], UserId] = field(default_factory=dict)
+
+    def version(self, key: VersionKey) -> Version | None:
+        """A version that was published."""
+        for (organization_id, _), walkthrough in self.walkthroughs.items():
+            if (organization_id, walkthrough.id) == key[:2]:
+                return walkthrough.versions.get(key.number)
+        return None
 
 
 class MemoryCatalogue:
@@ -191,13 +198,12 @@ class MemoryVersionLibrary:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def versions(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Version]:
-        published = {
-            version.key: version
-            for walkthrough in self._memory.walkthroughs.values()
-            for version in walkthrough.versions.values()
-        }
-        return {key: published[key] for key in keys if key in published}
+    async def outlines(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Outline]:
+        return {key: version.outline() for key in keys if (version := self._memory.version(key))}
+
+    async def step(self, version: VersionKey, step_id: StepId) -> Step | None:
+        found = self._memory.version(version)
+        return next((step for step in found.steps if step.id == step_id), None) if found else None
 
 
 class MemoryProgressStore:
@@ -599,6 +605,9 @@ class MemoryWalkthroughStore:
             walkthrough.ledger.append(change.entry)
         assignments = [_place(self._memory, placement, state.id) for placement in placements]
         return replace(change, assignments=tuple(assignments))
+
+    async def version(self, key: VersionKey) -> Version | None:
+        return self._memory.version(key)
 
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
         return [

@@ -94,6 +94,26 @@ class PostgresWalkthroughStore:
             assignments = await place(connection, organization_id, walkthrough.id, placements, now)
         return replace(change, assignments=tuple(assignments))
 
+    async def version(self, key: VersionKey) -> Version | None:
+        async with self._database.transaction(key.organization_id) as connection:
+            row = (
+                (
+                    await connection.execute(
+                        select(_VERSION.title, _VERSION.description, _VERSION.type).where(
+                            _VERSION.organization_id == key.organization_id,
+                            _VERSION.walkthrough_id == key.walkthrough_id,
+                            _VERSION.version == key.number,
+                            _VERSION.state != VersionState.DRAFT,
+                        )
+                    )
+                )
+                .mappings()
+                .one_or_none()
+            )
+            if row is None:
+                return None
+            return _content(key, row, await _steps(connection, key.organization_id, key.walkthrough_id, [key.number]))
+
     async def ledger(self, organization_id: OrganizationId, walkthrough_id: WalkthroughId) -> Sequence[LedgerEntry]:
         its = walkthrough_ledger.c
         async with self._database.transaction(organization_id) as connection:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from asyncpg import Record
 from sqlalchemy import RowMapping
@@ -21,14 +22,15 @@ from domain.progress import (
     Status,
     Transition,
 )
-from domain.tenancy import Caller, Millis, OrganizationId, StepId, WalkthroughId
+from domain.tenancy import Caller, Millis, OrganizationId, StepId
 from domain.walkthrough import (
     Delivery,
+    Heading,
+    Outline,
     Publication,
     PublishPolicy,
     Step,
     StepText,
-    Version,
     VersionKey,
     VersionState,
     WalkthroughType,
@@ -104,26 +106,23 @@ def stored_progress(key: ProgressKey, row: RowMapping | Record) -> Progress:
 
 # ------------------------------------------------------------------------------------------------- content
 
-# One row a step; the version's own columns come with each, which is cheaper than a second statement. Numbers
-# travel as text: of all arrays the driver knows those of text without asking the server on each new connection.
-_CONTENT = """
-select v.walkthrough_id, v.version, v.title as version_title, v.description, v.type,
-       s.id, s.key, s.title, s.content, s.assistant_notes, s.workspace_actions, s.done_when, s.delivery,
-       s.estimated_minutes
-  from unnest($2::text[], $3::text[]::integer[]) as wanted (walkthrough_id, version)
-  join walkthrough_versions v
-    on v.organization_id = $1 and v.walkthrough_id = wanted.walkthrough_id and v.version = wanted.version
-  join walkthrough_steps s
-    on s.organization_id = v.organization_id and s.walkthrough_id = v.walkthrough_id and s.version = v.version
- where v.state <> 'draft'
- order by v.walkthrough_id, v.version, s.position
-"""
+# Functions as those above. Numbers travel as text: of all arrays the driver knows those of text without asking the
+# server on each new connection.
+_OUTLINES = "select * from version_outlines($1, $2, $3)"
+_STEPS = "select * from version_steps($1, $2, $3, $4)"
+
+# Whoever is shown a step is shown the next ones soon after, often by the same process. To load eight takes little more
+# than to load one.
+_STEPS_AT_ONCE = 8
+
+_StepName = tuple[VersionKey, StepId]
+_Name = TypeVar("_Name", VersionKey, _StepName)
 
 
 class PostgresVersionLibrary:
     """`VersionLibrary` on PostgreSQL, kept in memory by use and by size.
 
-    Published content never changes, so what is kept is never wrong. A version is loaded once however many
+    Published content never changes, so what is kept is never wrong. An outline or a step is loaded once however many
     calls ask for it at the same moment.
     """
 
@@ -131,68 +130,109 @@ class PostgresVersionLibrary:
         self._database = database
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._kept: OrderedDict[VersionKey, tuple[Version, int]] = OrderedDict()
-        self._loading: dict[VersionKey, asyncio.Task[Mapping[VersionKey, Version]]] = {}
+        # Outlines by their version, steps by their version and id.
+        self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._loading: dict[Any, asyncio.Task[Mapping[Any, Any]]] = {}
 
-    async def versions(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Version]:
-        found: dict[VersionKey, Version] = {}
+    async def outlines(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Outline]:
+        found: dict[VersionKey, Outline] = {}
         missing = []
         for key in keys:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 found[key] = self._kept[key][0]
-            elif key not in self._loading:
+            else:
                 missing.append(key)
         if missing:
-            # A task of its own, so that a caller who goes away does not take the others' answer along.
-            task = asyncio.create_task(self._load(missing))
-            for key in missing:
-                self._loading[key] = task
-            task.add_done_callback(lambda task: self._loaded(missing, task))
-        for task in {self._loading[key] for key in keys if key in self._loading}:
-            loaded = await asyncio.shield(task)
-            found |= {key: loaded[key] for key in keys if key in loaded}
+            found |= await self._once(missing, missing, self._read_outlines)
         return found
 
-    def _loaded(self, keys: Sequence[VersionKey], task: asyncio.Task[Mapping[VersionKey, Version]]) -> None:
-        for key in keys:
-            del self._loading[key]
+    async def step(self, version: VersionKey, step_id: StepId) -> Step | None:
+        name = (version, step_id)
+        if name not in self._kept:
+            return (await self._once([name], self._from(name), self._read_steps)).get(name)
+        self._kept.move_to_end(name)
+        step: Step = self._kept[name][0]
+        return step
+
+    def _from(self, name: _StepName) -> Sequence[_StepName]:
+        """The step, and those after it that are loaded with it: none without an outline, or where it is on its way."""
+        version, step_id = name
+        outline: Outline | None = self._kept.get(version, (None, 0))[0]
+        if name in self._loading or outline is None or outline.step(step_id) is None:
+            return [name]
+        first = outline.position(step_id)
+        return [(version, step.id) for step in outline.steps[first : first + _STEPS_AT_ONCE]]
+
+    async def _once(
+        self,
+        wanted: Collection[_Name],
+        at_once: Sequence[_Name],
+        read: Callable[[Sequence[_Name]], Coroutine[Any, Any, Mapping[_Name, Any]]],
+    ) -> Mapping[_Name, Any]:
+        """What is `wanted` and not kept, loaded `at_once` with what goes along, unless that is there or on its way."""
+        missing = [each for each in at_once if each not in self._kept and each not in self._loading]
+        if missing:
+            # A task of its own, so that a caller who goes away does not take the others' answer along.
+            task = asyncio.create_task(self._load(missing, read))
+            for each in missing:
+                self._loading[each] = task
+            task.add_done_callback(lambda task: self._end(missing, task))
+        found: dict[_Name, Any] = {}
+        for task in {self._loading[each] for each in wanted if each in self._loading}:
+            loaded = await asyncio.shield(task)
+            found |= {each: loaded[each] for each in wanted if each in loaded}
+        return found
+
+    async def _load(
+        self, names: Sequence[_Name], read: Callable[[Sequence[_Name]], Coroutine[Any, Any, Mapping[_Name, Any]]]
+    ) -> Mapping[_Name, Any]:
+        loaded = await read(names)
+        for name in reversed(names):  # so that the step that was asked for is the last to make room
+            if name in loaded:
+                self._keep(name, loaded[name])
+        return loaded
+
+    def _end(self, names: Sequence[Any], task: asyncio.Task[Mapping[Any, Any]]) -> None:
+        for name in names:
+            del self._loading[name]
         if not task.cancelled():
             task.exception()  # goes to whoever still waits; where nobody does, asyncio need not say so
 
-    async def _load(self, keys: Sequence[VersionKey]) -> Mapping[VersionKey, Version]:
-        loaded: dict[VersionKey, Version] = {}
+    async def _read_outlines(self, keys: Sequence[VersionKey]) -> Mapping[VersionKey, Outline]:
+        loaded: dict[VersionKey, Outline] = {}
         # Every caller asks for one organisation; a statement never reads from two.
         for organization_id in {key.organization_id for key in keys}:
             mine = [key for key in keys if key.organization_id == organization_id]
-            async with self._database.hot_transaction(organization_id) as connection:
-                rows = await connection.fetch(
-                    _CONTENT,
-                    organization_id,
-                    [key.walkthrough_id for key in mine],
-                    [str(key.number) for key in mine],
-                )
-            by_version: dict[VersionKey, list[Record]] = {}
+            ids, numbers = [key.walkthrough_id for key in mine], [str(key.number) for key in mine]
+            async with self._database.hot() as connection:
+                rows = await connection.fetch(_OUTLINES, organization_id, ids, numbers)
             for row in rows:
-                key = VersionKey(organization_id, WalkthroughId(row["walkthrough_id"]), row["version"])
-                by_version.setdefault(key, []).append(row)
-            loaded |= {key: _version(key, steps) for key, steps in by_version.items()}
-        for key, version in loaded.items():
-            self._keep(key, version)
+                key = VersionKey(organization_id, row["walkthrough_id"], row["version"])
+                steps = tuple(map(Heading._make, zip(row["ids"], row["keys"], row["titles"], strict=True)))
+                loaded[key] = Outline(key, row["title"], steps)
         return loaded
 
-    def _keep(self, key: VersionKey, version: Version) -> None:
-        size = _size_in_memory(version)
-        self._kept[key] = (version, size)
+    async def _read_steps(self, names: Sequence[_StepName]) -> Mapping[_StepName, Step]:
+        version = names[0][0]  # that of all
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(_STEPS, *version, [step_id for _, step_id in names])
+        return {(version, row["id"]): Step(row["id"], step_text(row)) for row in rows}
+
+    def _keep(self, name: Any, content: Outline | Step) -> None:
+        size = _size_in_memory(content)
+        self._kept[name] = (content, size)
         self._bytes += size
         while self._bytes > self._max_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self._bytes -= freed
 
 
-def _size_in_memory(version: Version) -> int:
-    """What its texts take, in bytes, and a thousand more a step for the objects that hold them."""
-    return sum(1_000 + sum(map(sys.getsizeof, step.text.texts())) for step in version.steps)
+def _size_in_memory(content: Outline | Step) -> int:
+    """What it takes, in bytes: its texts, and what holds them."""
+    if isinstance(content, Step):
+        return 1_000 + sum(map(sys.getsizeof, content.text.texts()))
+    return 1_000 + sum(400 + sys.getsizeof(step.title) for step in content.steps)
 
 
 def step_text(row: RowMapping | Record) -> StepText:
@@ -206,16 +246,6 @@ def step_text(row: RowMapping | Record) -> StepText:
         done_when=row["done_when"],
         delivery=Delivery(row["delivery"]),
         estimated_minutes=row["estimated_minutes"],
-    )
-
-
-def _version(key: VersionKey, rows: Sequence[Record]) -> Version:
-    return Version(
-        key=key,
-        title=rows[0]["version_title"],
-        description=rows[0]["description"],
-        type=WalkthroughType(rows[0]["type"]),
-        steps=tuple(Step(StepId(row["id"]), step_text(row)) for row in rows),
     )
 
 

@@ -92,13 +92,12 @@ def _resources(reached: Reached) -> Sequence[types.Resource]:
     resources = []
     for step in _steps(reached):
         number = int(step) if step != _CURRENT else reached.current_step_number or 0
-        text = reached.steps[number].text
         where = f"step {number} of {total}" + (", the current one" if step == _CURRENT else "")
         resources.append(
             types.Resource(
                 uri=STEP.uri_template.format(walkthrough=key, step=step),
                 name=f"{key}-{step}",
-                title=f"{text.title} ({where})",
+                title=f"{reached.steps[number].title} ({where})",
                 description=f"{reached.version.title}, {where}",
                 mime_type=_MEDIA_TYPE,
             )

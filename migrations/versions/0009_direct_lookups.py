@@ -8,6 +8,9 @@ So did an advance. The planner takes organisation and walkthrough for independen
 expects next to nobody in a walkthrough, and finds the index of walkthroughs as good as the primary key, and smaller. A
 person's row is asked for in such a way that only the primary key leads to it (`ONE_PERSONS`).
 
+To show one step of a version that a process had not met, it read all of them. What rules need of a version, and some of
+its steps, are look-ups of their own.
+
 A step is stored only if the walkthrough is published as it was when the step was decided on: so a decision may be made
 on what was true a while ago.
 
@@ -96,16 +99,45 @@ NAMED = f"""
     end if;
 """  # noqa: S608  # as above
 
+# What rules need of versions: those of the walkthroughs $2 with the numbers $3. A row for each step takes twice as long
+# as one for all of them. A version is looked up as in a list.
+OUTLINES = """
+    return query
+    select wanted.walkthrough_id, wanted.version, v.title, its.ids, its.keys, its.titles
+      from unnest($2, $3::integer[]) wanted (walkthrough_id, version)
+     cross join lateral
+           (select title from walkthrough_versions
+             where organization_id = $1 and walkthrough_id = wanted.walkthrough_id and version = wanted.version
+               and state <> 'draft'
+             limit 1) v
+     cross join lateral
+           (select array_agg(s.id) as ids, array_agg(s.key) as keys, array_agg(s.title) as titles
+              from (select id, key, title from walkthrough_steps
+                     where organization_id = $1 and walkthrough_id = wanted.walkthrough_id and version = wanted.version
+                     order by position) s) its;
+"""
+# Of version $3 of the walkthrough $2, the steps $4. Each is asked for as one person's row is: where most versions are
+# short, the planner takes what leads to all steps of one for as good.
+STEPS = """
+    return query
+    select s.id, s.key, s.title, s.content, s.assistant_notes, s.workspace_actions, s.done_when, s.delivery,
+           s.estimated_minutes
+      from (select from walkthrough_versions
+             where organization_id = $1 and walkthrough_id = $2 and version = $3 and state <> 'draft'
+             limit 1) v
+     cross join unnest($4) wanted (id)
+     cross join lateral
+           (select * from walkthrough_steps
+             where organization_id = $1 and walkthrough_id = $2 and version = $3
+               and (version, id) between ($3, wanted.id) and ($3, wanted.id)
+             limit 1) s;
+"""
+
 # $1 is the organisation, which is named first (revision 0007). The planner makes one plan for all callers: to make one
 # for each takes several times as long as the call. While there are few rows in a table it would read them all for each
 # walkthrough of a list, if it might.
 FUNCTION = """
-create function {name}({parameters}) returns table (
-    id text, key text, is_published boolean, archived_at bigint, latest_version integer, on_publish text,
-    is_enabled boolean, shown_version integer, state text, title text, description text, type text,
-    step_count integer, estimated_minutes integer, mcp_server_id text, mcp_server_user_id text, version integer,
-    attempt integer, revision integer, status text, current_step_id text, carried text[], started_at bigint,
-    last_activity_at bigint, completed_at bigint)
+create function {name}({parameters}) returns table {columns}
 language plpgsql set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
@@ -113,14 +145,31 @@ begin
 {body}end $$;
 """
 FUNCTIONS = [
-    FUNCTION.format(name="standings_here", parameters="text, text, text", body=LISTED.format(condition="")),
+    FUNCTION.format(
+        name="standings_here", parameters="text, text, text", columns=COLUMNS, body=LISTED.format(condition="")
+    ),
     FUNCTION.format(
         name="standings_named",
         parameters="text, text, text, text",
+        columns=COLUMNS,
         # Nobody types the title of what they can name otherwise: that may take as long as a list.
         body=NAMED.format(column="id")
         + NAMED.format(column="key")
         + LISTED.format(condition="     where lower(shown.title) = lower($4)\n"),
+    ),
+    FUNCTION.format(
+        name="version_outlines",
+        parameters="text, text[], text[]",
+        columns="(walkthrough_id text, version integer, title text, ids text[], keys text[], titles text[])",
+        body=OUTLINES,
+    ),
+    FUNCTION.format(
+        name="version_steps",
+        parameters="text, text, integer, text[]",
+        columns="""(
+    id text, key text, title text, content text, assistant_notes text, workspace_actions text, done_when text,
+    delivery text, estimated_minutes integer)""",
+        body=STEPS,
     ),
 ]
 # As revision 0007 made them, and with what else has to be so: the latest version, and whether the walkthrough may be
@@ -285,6 +334,8 @@ alter table walkthrough_progress_events add constraint walkthrough_progress_even
 NAMES = [
     "standings_here(text, text, text)",
     "standings_named(text, text, text, text)",
+    "version_outlines(text, text[], text[])",
+    "version_steps(text, text, integer, text[])",
     "advance_progress(text, text, text, text, integer, integer, integer, boolean, boolean, integer, integer, integer,"
     " text, text, text[], bigint, bigint, bigint, integer, integer, integer, text, text, text, text, text, bigint,"
     " integer, integer, integer, text, text, text, text, text, bigint)",

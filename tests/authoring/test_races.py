@@ -177,7 +177,7 @@ async def _replays(world: World, caller: Caller) -> None:
     assert progress is not None
     events = await world.progress.events(progress.key)
     keys = [VersionKey(progress.key.organization_id, progress.key.walkthrough_id, each.version) for each in events]
-    versions = {key.number: each for key, each in (await world.library.versions(keys)).items()}
+    versions = {key.number: each for key, each in (await world.library.outlines(keys)).items()}
     assert replay(progress.key, events, versions) == progress
 
 

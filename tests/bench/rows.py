@@ -720,8 +720,9 @@ async def _bytes_in_memory(database: Seeded, people: Sequence[Person]) -> int:
         keys = [VersionKey(database.organization_id, WalkthroughId(it.walkthrough), 1) for it in people]
         found = 0
         for first in range(0, len(keys), 100):
-            versions = await library.versions(keys[first : first + 100])
-            found += sum(map(_size_in_memory, versions.values()))
+            for key, outline in (await library.outlines(keys[first : first + 100])).items():
+                steps = [await library.step(key, heading.id) for heading in outline.steps]
+                found += _size_in_memory(outline) + sum(_size_in_memory(step) for step in steps if step)
     return found
 
 

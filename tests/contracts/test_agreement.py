@@ -186,7 +186,7 @@ def _machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateM
                 VersionKey(told.standing.organization_id, told.standing.walkthrough_id, number)
                 for number in {event.version for event in events}
             ]
-            versions = runner.run(self.worlds[1].library.versions(keys))
+            versions = runner.run(self.worlds[1].library.outlines(keys))
             assert replay(told.progress.key, events, {key.number: each for key, each in versions.items()}) == (
                 told.progress
             )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 import pytest
 
+from application.ports import VersionLibrary
+from domain.errors import TemporarilyUnavailable
 from domain.progress import (
     EventKind,
     Outcome,
@@ -16,8 +18,8 @@ from domain.progress import (
     Transition,
     replay,
 )
-from domain.tenancy import Caller, Millis, StepId
-from domain.walkthrough import Publication, PublishPolicy, VersionKey
+from domain.tenancy import Caller, Millis, StepId, WalkthroughId
+from domain.walkthrough import Outline, Publication, PublishPolicy, Step, VersionKey
 from tests.worlds import World, manuscript
 
 PUBLISHED = Publication(1, PublishPolicy.KEEP, is_available=True)
@@ -167,8 +169,8 @@ async def test_a_note_is_known_by_attempt_step_and_text(world: World) -> None:
 
 async def test_drafts_unknown_versions_and_other_organisations_are_not_in_the_library(world: World) -> None:
     await world.server()
-    number = await world.publish("a")
-    draft = await world.authoring.push("acme", manuscript("a", "b"), publish=None, servers=[], by="author@example.com")
+    number = await world.publish("a", "b")
+    draft = await world.authoring.push("acme", manuscript("a", "c"), publish=None, servers=[], by="author@example.com")
     organization_id = await world.tenants.organization("acme")
     other = await world.tenancy.create_organization("globex")
     assert organization_id is not None
@@ -177,9 +179,48 @@ async def test_drafts_unknown_versions_and_other_organisations_are_not_in_the_li
         published,
         VersionKey(organization_id, draft.walkthrough_id, draft.version),
         VersionKey(organization_id, draft.walkthrough_id, 99),
+        VersionKey(organization_id, WalkthroughId("wlk_other"), number),
         VersionKey(other, draft.walkthrough_id, number),
     ]
-    assert set(await world.library.versions(wanted)) == {published}
+    found = await world.library.outlines(wanted)
+    assert set(found) == {published}
+    assert [key for key in wanted if await world.walkthroughs.version(key) is not None] == [published]
+    walkthrough = await world.walkthroughs.read(organization_id, "tour")
+    assert walkthrough is not None
+    assert walkthrough.draft is not None
+    ids = [step.id for step in (*found[published].steps, *walkthrough.draft.steps)]
+    theirs = [key for key in wanted for id in (*ids, StepId("stp_other")) if await world.library.step(key, id)]
+    assert theirs == [published, published]
+
+
+class _Torn:
+    """A library that is away by the time that a step is asked for."""
+
+    def __init__(self, library: VersionLibrary) -> None:
+        self._library = library
+
+    async def outlines(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, Outline]:
+        return await self._library.outlines(keys)
+
+    async def step(self, version: VersionKey, step_id: StepId) -> Step | None:
+        raise TemporarilyUnavailable
+
+
+async def test_nobody_is_moved_to_a_step_that_cannot_be_shown(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    await world.publish("x", key="other", title="Another one")
+    await world.publish("a", "b", "c", policy=PublishPolicy.OFFER)
+    torn = replace(world, library=_Torn(world.library)).learning
+    for move in (
+        torn.next(caller, str(progress.handle()), None, outcome=Outcome.DONE, note=None),
+        torn.select(caller, "tour", restart=True, to_latest=False),
+        torn.select(caller, "tour", restart=False, to_latest=True),
+        torn.select(caller, "other", restart=False, to_latest=False),
+    ):
+        with pytest.raises(TemporarilyUnavailable):
+            await move
+    assert [standing.progress for standing in await world.catalogue.standings(caller)] == [progress, None]
+    assert len(await world.progress.events(progress.key)) == 1
 
 
 async def test_a_catalogue_is_one_servers_and_shows_one_persons_progress(world: World) -> None:
@@ -248,7 +289,7 @@ async def test_events_replay_to_the_stored_progress(world: World) -> None:
     assert lesson.told is Told.MOVED_TO_LATEST
     await world.learning.select(caller, "tour", restart=True, to_latest=False)
     keys = [VersionKey(progress.key.organization_id, progress.key.walkthrough_id, number) for number in (1, 2)]
-    versions = {key.number: version for key, version in (await world.library.versions(keys)).items()}
+    versions = {key.number: version for key, version in (await world.library.outlines(keys)).items()}
     events = await world.progress.events(progress.key)
     assert [event.kind.value for event in events] == ["started", "advanced", "advanced", "moved", "restarted"]
     assert replay(progress.key, events, versions) == await _stored(world, caller)

@@ -92,9 +92,12 @@ def test_a_version_comes_back_as_it_was_written(world: World, runner: asyncio.Ru
         return VersionKey(await world.tenancy.organization("acme"), pushed.walkthrough_id, pushed.version)
 
     key = runner.run(stored())
-    version = runner.run(world.library.versions([key]))[key]
+    version = runner.run(world.walkthroughs.version(key))
+    assert version is not None
     assert (version.title, version.description, version.type) == (written.title, written.description, written.type)
     assert tuple(step.text for step in version.steps) == written.steps
+    assert runner.run(world.library.outlines([key])) == {key: version.outline()}
+    assert tuple(runner.run(world.library.step(key, step.id)) for step in version.steps) == version.steps
 
 
 @_examples

@@ -90,7 +90,7 @@ class Visited:
         key = replace(theirs.key, user_id=_id(account))
         numbers = {theirs.version} | ({own.version} if own else set())
         keys = [VersionKey(key.organization_id, key.walkthrough_id, number) for number in numbers]
-        versions = {each.number: version for each, version in (await self.world.library.versions(keys)).items()}
+        versions = {each.number: version for each, version in (await self.world.library.outlines(keys)).items()}
         return merge(theirs, own, key, versions, now=NOW)
 
 
@@ -533,7 +533,7 @@ class Both:
                     VersionKey(key.organization_id, key.walkthrough_id, number)
                     for number in range(1, self.versions + 1)
                 ]
-                found = await self.real.world.library.versions(keys)
+                found = await self.real.world.library.outlines(keys)
                 replayed = replay(key, events[0], {each.number: version for each, version in found.items()})
                 ended = replayed.status is Status.MERGED
                 assert standing.progress == (None if ended else replayed)

@@ -240,7 +240,7 @@ async def _record_is_true(tenant: Tenant, email: str, steps: int) -> None:
     progress = standing.progress
     assert progress is not None
     key = VersionKey(standing.organization_id, standing.walkthrough_id, 1)
-    version = (await tenant.world.library.versions([key]))[key]
+    version = (await tenant.world.library.outlines([key]))[key]
     ids = [step.id for step in version.steps]
     events = await tenant.world.progress.events(progress.key)
     assert [(event.kind, event.from_step_id) for event in events] == [

@@ -80,7 +80,7 @@ async def test_a_service_killed_in_mid_call_loses_and_doubles_nothing(
     events = await tenant.world.progress.events(standing.progress.key)
     assert [event.kind for event in events if event.kind is not EventKind.RESUMED] == ["started", *["advanced"] * 3]
     key = VersionKey(standing.organization_id, standing.walkthrough_id, 1)
-    versions = {1: (await tenant.world.library.versions([key]))[key]}
+    versions = {1: (await tenant.world.library.outlines([key]))[key]}
     assert replay(standing.progress.key, events, versions) == standing.progress
     answered = await owner.fetchval(
         "select count(*) from tool_calls where organization_id = $1 and outcome in ('started', 'resumed', 'advanced',"

@@ -444,7 +444,7 @@ def _judge_move(stage: Stage, request: Request, tool: str, result: dict[str, Any
     key = ProgressKey(caller.server.organization_id, caller.server.server_id, caller.user_id, walkthrough)
     events, kept, stored = stage.history(caller, key)
     keys = [VersionKey(key.organization_id, walkthrough, number) for number in (1, 2)]
-    found = stage.runner.run(stage.world.library.versions(keys))
+    found = stage.runner.run(stage.world.library.outlines(keys))
     versions = {each.number: version for each, version in found.items()}
     assert replay(key, events, versions) == stored
 
@@ -469,10 +469,10 @@ def _judge_move(stage: Stage, request: Request, tool: str, result: dict[str, Any
         assert outcome in ("done", "skipped")
         step = versions[handle.version].step(handle.step_id)
         assert step is not None
-        assert step == versions[handle.version].step_by_key(step.text.key)
+        assert step == versions[handle.version].step_by_key(step.key)
         current = before.current_step(versions[before.version])
         assert current is not None
-        assert step.text.key == current.text.key, "advanced by the handle of another step than the current one"
+        assert step.key == current.key, "advanced by the handle of another step than the current one"
     elif new[0] == "stuck":
         assert outcome == "stuck"
     else:

@@ -163,8 +163,11 @@ PROBES: Mapping[str, Sequence[Probe]] = {
         lambda at, n: at.world.catalogue.matching(n.caller, n.key),
         lambda at, n: at.world.catalogue.matching(n.caller, n.title),
     ],
-    "VersionLibrary.versions": [
-        lambda at, n: at.world.library.versions([VersionKey(n.organization_id, n.walkthrough_id, 2)]),
+    "VersionLibrary.outlines": [
+        lambda at, n: at.world.library.outlines([VersionKey(n.organization_id, n.walkthrough_id, 2)]),
+    ],
+    "VersionLibrary.step": [
+        lambda at, n: at.world.library.step(VersionKey(n.organization_id, n.walkthrough_id, 2), n.step_id),
     ],
     "ProgressStore.commit": [_stays, _begins],
     "ProgressStore.is_noted": [
@@ -241,6 +244,9 @@ PROBES: Mapping[str, Sequence[Probe]] = {
     "VisitorStore.merge": [_merges],
     "WalkthroughStore.read": [lambda at, n: at.world.walkthroughs.read(n.organization_id, n.key)],
     "WalkthroughStore.change": [_archives, _changes_and_places, _begins_walkthrough],
+    "WalkthroughStore.version": [
+        lambda at, n: at.world.walkthroughs.version(VersionKey(n.organization_id, n.walkthrough_id, 2)),
+    ],
     "WalkthroughStore.ledger": [lambda at, n: at.world.walkthroughs.ledger(n.organization_id, n.walkthrough_id)],
     "WalkthroughStore.people": [lambda at, n: at.world.walkthroughs.people(n.organization_id, n.walkthrough_id)],
     "WalkthroughStore.standings": [
@@ -382,10 +388,12 @@ async def test_the_clock_sees_work_done_twice(stores: Stores, walk: Walk) -> Non
 async def test_what_is_kept_in_memory_for_one_is_found_by_nobody_else(stores: Stores, walk: Walk) -> None:
     """The process remembers content and hosts; both are asked for by one organisation, and then by the other."""
     home, foreign = walk.home, walk.foreign
-    theirs = VersionKey(foreign.organization_id, foreign.walkthrough_id, 1)
-    mixed = VersionKey(home.organization_id, foreign.walkthrough_id, 1)
+    theirs = VersionKey(foreign.organization_id, foreign.walkthrough_id, 2)
+    mixed = VersionKey(home.organization_id, foreign.walkthrough_id, 2)
     for _ in range(2):
-        assert (await stores.world.library.versions([theirs, mixed])).keys() == {theirs}
+        assert (await stores.world.library.outlines([theirs, mixed])).keys() == {theirs}
+        assert await stores.world.library.step(theirs, foreign.step_id) is not None
+        assert await stores.world.library.step(mixed, foreign.step_id) is None
         for names in (foreign, home):
             server = await stores.world.servers.server_at(slug=names.slug, custom_domain=None)
             assert server is not None

@@ -109,7 +109,7 @@ def lesson(
         told=told,
         standing=standing(key="k" * 64, progress=progress, title=content.title, latest=content.number + newer),
         progress=progress,
-        version=content,
+        version=content.outline(),
         step=content.steps[shown] if shown is not None else current,
         newer_version_offered=newer,
     )

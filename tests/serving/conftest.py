@@ -123,7 +123,7 @@ async def assert_that_events_replay(world: World, owner: asyncpg.Connection, org
         events = [[_event(dict(row)) for row in await owner.fetch(_EVENTS, *astuple(each.key))] for each in stored]
     for progress, led_there in zip(stored, events, strict=True):
         keys = {VersionKey(organization, progress.key.walkthrough_id, each.version) for each in led_there}
-        versions = {key.number: version for key, version in (await world.library.versions(keys)).items()}
+        versions = {key.number: version for key, version in (await world.library.outlines(keys)).items()}
         assert replay(progress.key, led_there, versions) == progress
 
 

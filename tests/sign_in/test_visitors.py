@@ -279,7 +279,7 @@ async def all_is_recorded(place: Place, walks: Sequence[Walk], *before: str) -> 
         events = await place.world.progress.events(key)
         if events:
             version = VersionKey(key.organization_id, key.walkthrough_id, 1)
-            replayed = replay(key, events, {1: (await place.world.library.versions([version]))[version]})
+            replayed = replay(key, events, {1: (await place.world.library.outlines([version]))[version]})
             assert replayed.status is ends
             assert standing.progress == (None if ends is Status.MERGED else replayed)
             advanced.update(event.from_step_id for event in events if event.kind is EventKind.ADVANCED)

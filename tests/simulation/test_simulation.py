@@ -26,7 +26,7 @@ import asyncpg
 import pytest
 
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, ProgressKey, Status, replay
-from domain.walkthrough import Version, VersionKey
+from domain.walkthrough import Outline, VersionKey
 from tests.serving.conftest import Tenant
 from tests.simulation.simulator import (
     VERSION,
@@ -68,7 +68,7 @@ class Record:
     events: Mapping[tuple[str, str], Sequence[asyncpg.Record]]
     logged: Mapping[str, Sequence[asyncpg.Record]]
     """Logged calls by e-mail."""
-    versions: Mapping[int, Mapping[str, Version]]
+    versions: Mapping[int, Mapping[str, Outline]]
 
 
 _OF_PEOPLE = """
@@ -108,7 +108,7 @@ async def _read(owner: asyncpg.Connection, stage: Stage) -> Record:
     for each in logged:
         record.logged[each["email"]].append(each)  # type: ignore[attr-defined]
     keys = {key: VersionKey(stage.tenant.server.key.organization_id, id, VERSION) for key, id in stage.ids.items()}
-    found = await stage.tenant.world.library.versions(list(keys.values()))
+    found = await stage.tenant.world.library.outlines(list(keys.values()))
     record.versions = {VERSION: {walkthrough: found[key] for walkthrough, key in keys.items()}}
     return record
 

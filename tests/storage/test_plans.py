@@ -104,6 +104,12 @@ _CALL = ToolCall(
 )
 
 
+async def _step_and_those_after_it(world: World) -> object:
+    """As a call asks: of a version whose outline it has."""
+    (outline,) = (await world.library.outlines(_VERSIONS[1:2])).values()
+    return await world.library.step(outline.key, outline.steps[0].id)
+
+
 # What a tool call asks of the ports, with arguments for which something is found.
 HOT: dict[str, Callable[[World, Database], Awaitable[object]]] = {
     "the list": lambda world, _: world.catalogue.standings(_CALLER),
@@ -111,8 +117,9 @@ HOT: dict[str, Callable[[World, Database], Awaitable[object]]] = {
     "one by id": lambda world, _: world.catalogue.matching(_CALLER, _KEY.walkthrough_id),
     "one by key": lambda world, _: world.catalogue.matching(_CALLER, manuscript(1, 1).key),
     "one by title": lambda world, _: world.catalogue.matching(_CALLER, manuscript(8, 1).title.lower()),
-    "content": lambda world, _: world.library.versions(_VERSIONS[:1]),
-    "content of five": lambda world, _: world.library.versions(_VERSIONS),
+    "an outline": lambda world, _: world.library.outlines(_VERSIONS[:1]),
+    "five outlines": lambda world, _: world.library.outlines(_VERSIONS),
+    "steps": lambda world, _: _step_and_those_after_it(world),
     "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED), _PUBLISHED),
     "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED), _PUBLISHED),
     "whether it is noted": lambda world, _: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
@@ -197,14 +204,28 @@ Sort
         Result
           Index Scan walkthrough_versions_pkey
 """
-_CONTENT = """
-Sort
-  Result
-    Nested Loop
-      Nested Loop
-        Function Scan
-        Index Scan walkthrough_steps_key_key
-      Index Scan walkthrough_versions_pkey
+# The index has the steps in their order: nothing is sorted.
+_OUTLINES = """
+Nested Loop
+  Nested Loop
+    Function Scan
+    Limit
+      Result
+        Index Scan walkthrough_versions_pkey
+  Aggregate
+    Result
+      Index Scan walkthrough_steps_position_key
+"""
+_STEPS = """
+Nested Loop
+  Nested Loop
+    Limit
+      Result
+        Index Scan walkthrough_versions_pkey
+    Function Scan
+  Limit
+    Result
+      Index Scan walkthrough_steps_pkey
 """
 # The plan for any arguments; and how many rows that and the one for these arguments read at most, and how many pages.
 # These are what was measured with 3,000,000 rows, and a little more: an index is a page deeper there than here. A list
@@ -215,8 +236,9 @@ PLANS = {
     "one by id": (5, 20, _BY_ID),
     "one by key": (5, 22, _BY_ID + _BY_KEY),
     "one by title": (260, 480, _BY_ID + _BY_KEY + _BY_TITLE),
-    "content": (10, 20, _CONTENT),
-    "content of five": (50, 100, _CONTENT),
+    "an outline": (6, 10, _OUTLINES),
+    "five outlines": (30, 45, _OUTLINES),
+    "steps": (6, 26, _STEPS),
     "an advance": (
         *(4, 34),
         """

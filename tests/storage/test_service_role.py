@@ -46,6 +46,7 @@ MAY = {
 # All but the last three see one organisation's rows; those tell only whether a name is taken, and by whom.
 MAY_CALL = {
     *("bearer_of", "visitor_of", "standings_here", "standings_named"),
+    *("version_outlines", "version_steps"),
     *("advance_progress", "begin_progress", "record_tool_calls", "hand_over_progress"),
     *("server_at", "organization_of", "organization_ids"),
 }

@@ -97,7 +97,7 @@ async def test_a_call_takes_as_many_statements_for_500_steps_as_for_three(counte
     assert small == large
     assert small == {
         "list, not begun": 1,
-        "first select": 2 + FRAMED,  # where the caller stands, the commit, and the content (once in a process)
+        "first select": 2 + 2,  # where the caller stands, the commit; the outline and the step (once in a process)
         "select": 2,
         "next": 1,  # where the caller stands is remembered since the select
         "next, repeated": 1,
@@ -117,7 +117,7 @@ async def test_a_list_takes_one_statement_however_many_walkthroughs_were_begun(c
         await world.publish("a", "b", key=f"w{number}", title=f"W{number}")
         await world.learning.select(caller, f"w{number}", restart=False, to_latest=False)
     fresh = on_postgres(counted)  # another process: no content in memory yet
-    for expected in (1 + FRAMED, 1):
+    for expected in (1 + 1, 1):  # the outlines
         before = counted.statements
         assert len(await fresh.learning.list(caller)) == 12
         assert counted.statements - before == expected
@@ -130,7 +130,7 @@ async def test_content_that_many_ask_for_at_once_is_loaded_once(counted: Countin
     callers = [await world.caller(server, f"p{number}@example.com") for number in range(5)]
     before = counted.statements
     await asyncio.gather(*(world.learning.select(each, "tour", restart=False, to_latest=False) for each in callers))
-    assert counted.statements - before == 5 + FRAMED + 5
+    assert counted.statements - before == 5 + 2 + 5
 
 
 # ---------------------------------------------------------------------------------------------- whoever calls
