@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -126,31 +126,54 @@ async def test_what_was_used_longest_ago_makes_room(shelf: Shelf) -> None:
     for step_id in shelf.ids:
         await library.outlines([key])  # as every call does, so that it stays
         await library.step(key, step_id)
+        await library.step(key, shelf.ids[0])
+    assert shelf.database.loaded.count(["1"]) == 1
     shelf.database.loaded = []
-    for step_id in shelf.ids[-12:]:
+    for step_id in (shelf.ids[0], *shelf.ids[-11:]):
         await library.step(key, step_id)
-    assert await library.outlines([key]) == {key: outline}
+    await library.outlines([key])
     assert shelf.database.loaded == []
-    await library.step(key, shelf.ids[-13])
-    assert shelf.database.loaded == [[shelf.ids[-13]]]
+    await library.step(key, shelf.ids[-12])
+    assert shelf.database.loaded == [[shelf.ids[-12]]]
 
 
-@pytest.mark.parametrize("steps", [1, 5, 500])
-def test_what_is_kept_takes_no_more_than_is_counted_for_it(steps: int) -> None:
-    def of(number: int, place: int) -> tuple[StepId, str, str]:
-        """Nobody else's, as what comes from a database is."""
-        return StepId(f"stp_{number:010}{place:011}"), f"set-up-{number}-{place}", f"Set up the {place}th of {number}"
+async def test_those_that_come_along_leave_room_for_the_step_that_was_asked_for(shelf: Shelf) -> None:
+    library = shelf.library(max_bytes=2 * _size_in_memory(shelf.version.outline()))
+    await library.outlines([shelf.version.key])
+    for _ in range(2):
+        assert await library.step(shelf.version.key, shelf.ids[0]) == shelf.version.steps[0]
+    assert shelf.database.loaded == [["1"], shelf.ids[:_AT_ONCE]]
+    await library.step(shelf.version.key, shelf.ids[_AT_ONCE - 1])
+    assert len(shelf.database.loaded) == 3, "there was no room for all of them"
 
+
+def _outline(number: int, steps: int) -> tuple[object, Outline]:
+    key = VersionKey(OrganizationId(f"org_{number:021}"), WalkthroughId(f"wlk_{number:021}"), number)
+    headings = (
+        Heading(StepId(f"stp_{number:010}{place:011}"), f"set-up-{number}-{place}", f"Set up the {place}th of {number}")
+        for place in range(steps)
+    )
+    return key, Outline(key, f"Tour {number}", tuple(headings))
+
+
+def _step(number: int, words: int) -> tuple[object, Step]:
+    id = StepId(f"stp_{number:021}")
+    text = StepText(f"set-up-{number}", f"Set up the {number}th", f"{number} " * words, f"{number} " * words)
+    return (_SOME_VERSION, id), Step(id, text)
+
+
+_SOME_VERSION = VersionKey(OrganizationId("org"), WalkthroughId("wlk"), 1)
+
+
+@pytest.mark.parametrize(("make", "much"), [(_outline, 1), (_outline, 5), (_outline, 500), (_step, 1), (_step, 500)])
+def test_what_is_kept_takes_no_more_than_is_counted_for_it(
+    make: Callable[[int, int], tuple[object, Outline | Step]], much: int
+) -> None:
     kept: OrderedDict[object, tuple[object, int]] = OrderedDict()
     tracemalloc.start()
-    for number in range(20):
-        key = VersionKey(OrganizationId(f"org_{number:021}"), WalkthroughId(f"wlk_{number:021}"), number)
-        outline = Outline(key, f"Tour {number}", tuple(Heading(*of(number, place)) for place in range(steps)))
-        kept[key] = (outline, _size_in_memory(outline))
-        for place in range(steps):
-            id, step_key, title = of(number, place)
-            step = Step(id, StepText(step_key, title, f"{place} " * 300, f"{place} " * 30))
-            kept[key, id] = (step, _size_in_memory(step))
+    for number in range(50):
+        name, content = make(number, much)  # of parts that are nobody else's, as what comes from a database
+        kept[name] = (content, _size_in_memory(content))
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     counted = sum(size for _, size in kept.values())
