@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import MediaType, Response, get
+from litestar.params import FromPath
 
 from entrypoints.http.site import PAGE_HEADERS
 
@@ -46,7 +47,7 @@ def problem_html(problem: str) -> bytes:
 
 
 @get("/assets/{name:str}", sync_to_thread=False)
-def asset(name: str) -> Response[bytes | str]:
+def asset(name: FromPath[str]) -> Response[bytes | str]:
     """The stylesheet and the script. Their addresses change with what is in them."""
     if name not in _ASSETS:
         return Response("There is no such file.", status_code=404, headers=_UNKNOWN_HEADERS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from litestar import Request, Response, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 
 from application.learning import Learning
 from application.sign_in import SignIn
@@ -38,7 +39,7 @@ def server_page(learning: Learning, visitors: Visitors, sign_in: SignIn) -> list
         return _see(f"/v/{visitor}")
 
     @get("/v/{visitor:str}")
-    async def show_personal(request: Request[Any, Any, Any], visitor: str) -> Response[bytes]:
+    async def show_personal(request: Request[Any, Any, Any], visitor: FromPath[str]) -> Response[bytes]:
         site = visit(request).site
         found = await visitors.visitor(site.server.key, visitor)
         if found is None or isinstance(found, Spent):
@@ -51,7 +52,7 @@ def server_page(learning: Learning, visitors: Visitors, sign_in: SignIn) -> list
         )
 
     @post("/v/{visitor:str}/keep")
-    async def keep(request: Request[Any, Any, Any], visitor: str) -> Response[bytes]:
+    async def keep(request: Request[Any, Any, Any], visitor: FromPath[str]) -> Response[bytes]:
         site, address = visit(request).site, visit(request).address
         found = await visitors.visitor(site.server.key, visitor)
         if found is None or isinstance(found, Spent):
