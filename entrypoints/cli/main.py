@@ -140,7 +140,7 @@ def dev(**options: Any) -> None:
 
     Makes the database, loads the demo walkthroughs, serves them, and prints how to connect.
     """
-    _run("dev", options, "running")
+    _run("dev", options, "developing")
 
 
 @main.command()

@@ -39,7 +39,7 @@ _NURSERY = """
 import gc, importlib, json, os, sys, traceback
 main = importlib.import_module("entrypoints.cli.main").main
 importlib.import_module("entrypoints.cli.commands")
-importlib.import_module("entrypoints.cli.running")
+importlib.import_module("entrypoints.cli.developing")
 answers = os.dup(1)
 gc.freeze()
 for line in sys.stdin:
