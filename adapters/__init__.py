@@ -1,1 +1,1 @@
-"""The ports' real implementations. No adapter imports another; entrypoints/container.py puts them together."""
+"""The ports' real implementations. No adapter imports another; the two composition roots put them together."""

@@ -1,10 +1,13 @@
-"""The composition root: which adapter stands behind each port. Nothing else in the entrypoints knows an adapter."""
+"""The composition root of what serves: which adapter stands behind each port.
+
+Nothing else in the entrypoints knows an adapter but `entrypoints.workshop`, which adds what only commands use.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,23 +15,14 @@ import structlog
 from dependency_injector import containers, providers
 
 from adapters.client_documents import WebClientDocuments
-from adapters.content.check import check_manuscript
-from adapters.content.folder import read_folder
-from adapters.content.pages import html_of
-from adapters.content.schema import SCHEMAS
-from adapters.content.writing import write_folder
 from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.mail import Outbox, SmtpMailer
 from adapters.openid import OpenIdConnect
 from adapters.postgres import schema
-from adapters.postgres.assignments import PostgresAssignmentStore
-from adapters.postgres.authoring import PostgresWalkthroughStore
 from adapters.postgres.authorization import PostgresAuthorizationServer
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
-from adapters.postgres.insight import PostgresFunnels
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
-from adapters.postgres.people import PostgresPersonalDataStore
 from adapters.postgres.sign_in import PostgresPeople, PostgresSignInStore
 from adapters.postgres.tenancy import (
     PostgresServerDirectory,
@@ -39,16 +33,12 @@ from adapters.postgres.tenancy import (
 from adapters.postgres.visitors import PostgresVisitorStore
 from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds, SystemClock
-from application.authoring import Authoring
 from application.authorization import Authorization
 from application.identity import Identity
-from application.insight import Insight
 from application.learning import Learning
 from application.limits import rates
-from application.people import PersonalData
 from application.ports import ClientDocuments, Mailer, RateLimiter
 from application.sign_in import SignIn, SignInOutcome
-from application.tenancy import Providers, Tenancy
 from application.visitors import Visitors
 from domain.errors import NotFound
 from entrypoints import metrics
@@ -73,11 +63,6 @@ class Container(containers.DeclarativeContainer):
 
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
-    read_folder = providers.Object(read_folder)
-    write_folder = providers.Object(write_folder)
-    check_content = providers.Object(check_manuscript)
-    html_of = providers.Object(html_of)
-    content_schemas = providers.Object(SCHEMAS)
 
     catalogue = providers.Singleton(PostgresCatalogue, database)
     library = providers.Singleton(PostgresVersionLibrary, database)
@@ -86,10 +71,6 @@ class Container(containers.DeclarativeContainer):
     servers = providers.Singleton(RecentServers, providers.Singleton(PostgresServerDirectory, database))
     tokens = providers.Singleton(PostgresTokenStore, database)
     tenants = providers.Singleton(PostgresTenantStore, database)
-    walkthroughs = providers.Singleton(PostgresWalkthroughStore, database)
-    assignments = providers.Singleton(PostgresAssignmentStore, database)
-    funnels = providers.Singleton(PostgresFunnels, database)
-    personal_data_store = providers.Singleton(PostgresPersonalDataStore, database)
 
     client_documents: providers.Provider[ClientDocuments | None] = providers.Singleton(WebClientDocuments)
     identity_provider = providers.Singleton(OpenIdConnect, clock)
@@ -100,11 +81,6 @@ class Container(containers.DeclarativeContainer):
 
     learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
-    tenancy = providers.Factory(Tenancy, tenants, ids, clock)
-    authoring = providers.Factory(Authoring, walkthroughs, assignments, library, check_content, tenancy, ids, clock)
-    insight = providers.Factory(Insight, funnels, library, tenancy, clock)
-    personal_data = providers.Factory(PersonalData, personal_data_store, library, tenancy, clock)
-    oidc_providers = providers.Factory(Providers, tenancy, tenants, identity_provider, clock)
     visitors = providers.Factory(Visitors, visitor_store, catalogue, library, progress_store, limits, ids, clock)
     authorization = providers.Factory(Authorization, authorization_server, client_documents, limits, clock)
     sign_in = providers.Factory(
@@ -209,12 +185,6 @@ class Storage:
     def trouble_of(self, database: Database) -> Callable[[], Awaitable[str | None]]:
         """What tells, in a word, why no tool call can be answered on these pools now. See `Database.trouble`."""
         return partial(database.trouble, schema.can_go_on)
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Container]:
-        """The container on this database, for as long as its pools are open."""
-        async with self.database() as database:
-            yield Container(database=database)
 
     async def keep_running(self) -> None:
         """Starts the embedded server again whenever it is found dead; never returns."""

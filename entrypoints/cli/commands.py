@@ -21,8 +21,9 @@ from domain.walkthrough import Manuscript
 from entrypoints.cli.columns import disarmed, harmless
 from entrypoints.cli.preview import page
 from entrypoints.cli.terminal import MIGRATION_LEFT, say, show
-from entrypoints.container import Container, Storage, storage
+from entrypoints.container import Storage, storage
 from entrypoints.settings import Settings
+from entrypoints.workshop import Workshop, opened
 
 _T = TypeVar("_T")
 
@@ -39,13 +40,13 @@ def with_storage(data_dir: Path | None, work: Callable[[Storage], Awaitable[_T]]
         return asyncio.run(awaited(held))
 
 
-def with_container(data_dir: Path | None, work: Callable[[Container], Awaitable[_T]]) -> _T:
-    async def opened(held: Storage) -> _T:
+def with_container(data_dir: Path | None, work: Callable[[Workshop], Awaitable[_T]]) -> _T:
+    async def checked(held: Storage) -> _T:
         await held.check()
-        async with held.opened() as container:
+        async with opened(held) as container:
             return await work(container)
 
-    return with_storage(data_dir, opened)
+    return with_storage(data_dir, checked)
 
 
 def migrate(finish: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -227,7 +228,7 @@ def manuscript_in(folder: Path) -> Manuscript:
     # A finding never names a path of this machine; whoever mistyped one wants to see it.
     if not folder.is_dir():
         raise NotFound(f"{folder} is no folder: name the one that holds the walkthrough.yaml")
-    manuscript: Manuscript = Container.read_folder()(folder)
+    manuscript: Manuscript = Workshop.read_folder()(folder)
     return manuscript
 
 
@@ -253,10 +254,10 @@ def lint(folder: Path, as_json: bool) -> None:
 
 def preview(folder: Path, as_json: bool) -> None:
     manuscript = manuscript_in(folder)
-    html = page(manuscript, Container.html_of())
+    html = page(manuscript, Workshop.html_of())
     show(as_json, {"key": manuscript.key, "html": html}, html)
 
 
 def schema(subject: str, as_json: bool) -> None:
-    printed = Container.content_schemas()[subject]
+    printed = Workshop.content_schemas()[subject]
     show(as_json, printed, json.dumps(printed, indent=2, ensure_ascii=False))

@@ -12,9 +12,10 @@ import entrypoints
 from domain.errors import AlreadyExists, OperatorError
 from domain.tenancy import AuthMode
 from domain.walkthrough import PublishPolicy
-from entrypoints.container import Container, Storage
+from entrypoints.container import Storage
 from entrypoints.http.connecting import claude_code_command, mcp_servers
 from entrypoints.settings import Settings
+from entrypoints.workshop import Workshop, opened
 
 DEMO = "demo"
 DEVELOPER = "developer@example.com"
@@ -64,7 +65,7 @@ async def prepare_demo(storage: Storage, settings: Settings) -> str:
     """
     await storage.migrate(finish=True)  # whoever develops runs one release
     await storage.check()
-    async with storage.opened() as container:
+    async with opened(storage) as container:
         with suppress(AlreadyExists):
             await container.tenancy().create_organization(DEMO, "Cairn demo")
         with suppress(AlreadyExists):
@@ -82,7 +83,7 @@ async def prepare_demo(storage: Storage, settings: Settings) -> str:
         return await _token(container, settings.data_dir)
 
 
-async def _token(container: Container, data_dir: Path) -> str:
+async def _token(container: Workshop, data_dir: Path) -> str:
     """The developer's token, the same at every start, so that a client's configuration stays right."""
     server = (await container.tenancy().server(DEMO, DEMO)).key
     token = _kept_token(data_dir)

@@ -21,7 +21,7 @@ from domain.tenancy import Millis, StepId
 from entrypoints.cli.columns import clipped, harmless, width_of
 from entrypoints.cli.commands import with_container
 from entrypoints.cli.terminal import show
-from entrypoints.container import Container
+from entrypoints.workshop import Workshop
 
 _WIDTH = 80
 _GAP = "  "
@@ -64,7 +64,7 @@ def user_list(
 
 
 def user_show(org: str, who: str, data_dir: Path | None, as_json: bool) -> None:
-    async def asked(container: Container) -> tuple[Dossier, Sequence[TokenListing]]:
+    async def asked(container: Workshop) -> tuple[Dossier, Sequence[TokenListing]]:
         dossier = await container.personal_data().dossier(org, who)
         organization_id = await container.tenancy().organization(org)
         user_id = dossier.record.user_id
@@ -82,7 +82,7 @@ def user_show(org: str, who: str, data_dir: Path | None, as_json: bool) -> None:
 
 
 def user_export(org: str, who: str, file: Path | None, data_dir: Path | None, as_json: bool) -> None:
-    async def asked(container: Container) -> tuple[Dossier, Sequence[ToolCall], Mapping[str, str]]:
+    async def asked(container: Workshop) -> tuple[Dossier, Sequence[ToolCall], Mapping[str, str]]:
         data = container.personal_data()
         dossier = await data.dossier(org, who)
         calls = await data.calls(org, dossier.record)
@@ -115,7 +115,7 @@ def user_erase(org: str, who: str, is_sure: bool, data_dir: Path | None, as_json
     if not is_sure and not sys.stdin.isatty():
         raise click.UsageError("There is nobody to ask: say --yes.")
 
-    async def asked(container: Container) -> tuple[PersonalRecord, Erased | None]:
+    async def asked(container: Workshop) -> tuple[PersonalRecord, Erased | None]:
         data = container.personal_data()
         record = await data.record(org, who)
         if not is_sure and not click.confirm(_question(org, record), err=True):
@@ -305,7 +305,7 @@ def _day(time: Millis) -> str:
 
 
 def token_create(server: str, email: str, data_dir: Path | None, as_json: bool) -> None:
-    async def create(container: Container) -> str:
+    async def create(container: Workshop) -> str:
         key = (await container.tenancy().server(server)).key
         return await container.identity().create_token(key, email)
 
@@ -319,7 +319,7 @@ def token_list(
     if server is None and org is None:
         raise click.UsageError("Give --server or --org.")
 
-    async def asked(container: Container) -> Sequence[TokenListing]:
+    async def asked(container: Workshop) -> Sequence[TokenListing]:
         tenancy = container.tenancy()
         key = None if server is None else (await tenancy.server(server, org)).key
         organization_id = key.organization_id if key else await tenancy.organization(org or "")
@@ -352,7 +352,7 @@ def token_revoke(
     what = "grant" if token is None and email is None else "token"
     secret = sys.stdin.buffer.readline().decode(errors="replace").strip() if token == _STANDARD_INPUT else token
 
-    async def revoke(container: Container) -> int:
+    async def revoke(container: Workshop) -> int:
         key = (await container.tenancy().server(server)).key
         identity = container.identity()
         if email is not None:

@@ -21,7 +21,7 @@ from domain.walkthrough import Manuscript
 from entrypoints.cli.columns import clipped, disarmed, folded, harmless, width_of
 from entrypoints.cli.commands import given, manuscript_in, to_publish, with_container
 from entrypoints.cli.terminal import show
-from entrypoints.container import Container
+from entrypoints.workshop import Workshop
 
 _WIDTH = 80
 # A longer key stands out of its column, and what is said of it on the next line where it must.
@@ -47,7 +47,7 @@ def pull(
 ) -> None:
     _require_one(version, is_draft)
 
-    async def asked(container: Container) -> tuple[_Content, frozenset[str], int]:
+    async def asked(container: Workshop) -> tuple[_Content, frozenset[str], int]:
         authoring = container.authoring()
         # First: whatever is published after this is not what the author has looked at.
         history = await authoring.versions(org, key)
@@ -59,7 +59,7 @@ def pull(
 
     content, known, latest = with_container(data_dir, asked)
     steps = len(content.manuscript.steps)
-    is_written = Container.write_folder()(folder, content.manuscript, known=known, is_forced=is_forced)
+    is_written = Workshop.write_folder()(folder, content.manuscript, known=known, is_forced=is_forced)
     what = f"{content.of} of {key}"
     show(
         as_json,
@@ -75,7 +75,7 @@ def diff(folder: Path, org: str, version: int | None, is_draft: bool, data_dir: 
     _require_one(version, is_draft)
     manuscript = manuscript_in(folder)
 
-    async def asked(container: Container) -> tuple[_Content, int]:
+    async def asked(container: Workshop) -> tuple[_Content, int]:
         authoring = container.authoring()
         latest = len((await authoring.versions(org, manuscript.key)).versions)  # first, as above
         return await _content(authoring, org, manuscript.key, version, is_draft=is_draft), latest
@@ -102,7 +102,7 @@ def versions(key: str, org: str, between: tuple[int, int] | None, data_dir: Path
 
 
 def _between(key: str, org: str, old: int, new: int, data_dir: Path | None, as_json: bool) -> None:
-    async def both(container: Container) -> tuple[_Content, _Content, dict[str, str]]:
+    async def both(container: Workshop) -> tuple[_Content, _Content, dict[str, str]]:
         authoring = container.authoring()
         contents = [await _content(authoring, org, key, number, is_draft=False) for number in (old, new)]
         first, last = sorted((old, new))

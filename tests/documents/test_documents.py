@@ -17,7 +17,7 @@ import yaml
 from domain.errors import ContentRejected
 from domain.progress import EventKind, Status, replay
 from domain.walkthrough import MAX_RESULT_BYTES, Finding, VersionKey
-from entrypoints.container import Container
+from entrypoints.workshop import Workshop
 from tests.cli.conftest import Cairn
 from tests.documents.converters import Files, codelab, codetour, killercoda
 from tests.processes import text_of
@@ -89,7 +89,7 @@ KNOWN = [
 
 def findings_in(folder: Path) -> Sequence[Finding]:
     try:
-        Container.read_folder()(folder)
+        Workshop.read_folder()(folder)
     except ContentRejected as refusal:
         return refusal.findings
     return ()

@@ -20,8 +20,8 @@ import pytest
 from domain.errors import ContentRejected
 from domain.progress import Outcome
 from domain.walkthrough import MAX_RESULT_BYTES, Finding, Manuscript, PublishPolicy, StepText
-from entrypoints.container import Container
 from entrypoints.mcp import rendering
+from entrypoints.workshop import Workshop
 from tests.documents.test_documents import DOCUMENTS
 from tests.fuzz.folders import Files, Folder, folders
 from tests.fuzz.running import fuzz
@@ -137,7 +137,7 @@ async def _deliver(world: World, manuscript: Manuscript) -> None:
 
 @pytest.mark.timeout(600)
 def test_any_folder_is_refused_at_lines_that_are_there_or_delivered_as_it_was_written() -> None:
-    read = Container.read_folder()
+    read = Workshop.read_folder()
     met: Counter[str] = Counter()
     slowest = 0.0
     with asyncio.Runner() as runner:
