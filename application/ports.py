@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from application.limits import Limit
-from domain.forecast import Standing as MidWay
 from domain.oauth import Site
 from domain.progress import Merge, Progress, ProgressEvent, ProgressKey, Transition
-from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough
 from domain.sign_in import IdentityKey, OidcProvider, SignInState
 from domain.tenancy import (
     AuthMode,
@@ -42,6 +40,10 @@ from domain.walkthrough import (
     VersionKey,
     WalkthroughType,
 )
+
+if TYPE_CHECKING:  # what authors do, which a service has no need to load
+    from domain.forecast import Standing as MidWay
+    from domain.publishing import Change, DraftRevision, LedgerEntry, Walkthrough
 
 # ------------------------------------------------------------------------------------------------ the world
 

@@ -11,11 +11,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from domain.draft import RecordedEdit
 from domain.errors import (
     ContentRejected,
     EditedInPlace,
@@ -27,6 +26,9 @@ from domain.errors import (
 )
 from domain.walkthrough import Finding
 from entrypoints.cli.columns import disarmed, harmless
+
+if TYPE_CHECKING:
+    from domain.draft import RecordedEdit
 
 # Longer lines are hard to read, however wide the terminal.
 _MAX_WIDTH = 100
