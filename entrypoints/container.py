@@ -10,16 +10,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from dependency_injector import containers, providers
 
-from adapters.client_documents import WebClientDocuments
-from adapters.embedded_postgres import EmbeddedPostgres
 from adapters.mail import Outbox, SmtpMailer
-from adapters.openid import OpenIdConnect
 from adapters.postgres import schema
-from adapters.postgres.authorization import PostgresAuthorizationServer
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import SERVICE_ROLE, Access, Database
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore, PostgresVersionLibrary
@@ -37,7 +34,7 @@ from application.authorization import Authorization
 from application.identity import Identity
 from application.learning import Learning
 from application.limits import rates
-from application.ports import ClientDocuments, Mailer, RateLimiter
+from application.ports import AuthorizationServer, ClientDocuments, Clock, IdentityProvider, Ids, Mailer, RateLimiter
 from application.sign_in import SignIn, SignInOutcome
 from application.visitors import Visitors
 from domain.errors import NotFound
@@ -45,11 +42,36 @@ from entrypoints import metrics
 from entrypoints.metrics import CountedLimits
 from entrypoints.settings import Settings
 
+if TYPE_CHECKING:
+    from adapters.embedded_postgres import EmbeddedPostgres
+
 _DATABASE = "cairn"  # on the embedded server
 # How often a service looks after its embedded server: it is back well within 2 s of a crash.
 _LOOK_AFTER_SECONDS = 0.5
 
 _log = structlog.get_logger(__name__)
+
+
+# What signing in takes, TLS and cryptography above all, is imported when it is first asked for: no call needs it, and a
+# start would be by a tenth longer. `entrypoints.http.app` asks for it in a thread, as to import it holds up all others.
+
+
+def _client_documents() -> ClientDocuments:
+    from adapters.client_documents import WebClientDocuments
+
+    return WebClientDocuments()
+
+
+def _identity_provider(clock: Clock) -> IdentityProvider:
+    from adapters.openid import OpenIdConnect
+
+    return OpenIdConnect(clock)
+
+
+def _authorization_server(database: Database, ids: Ids) -> AuthorizationServer:
+    from adapters.postgres.authorization import PostgresAuthorizationServer
+
+    return PostgresAuthorizationServer(database, ids)
 
 
 class Container(containers.DeclarativeContainer):
@@ -72,9 +94,9 @@ class Container(containers.DeclarativeContainer):
     tokens = providers.Singleton(PostgresTokenStore, database)
     tenants = providers.Singleton(PostgresTenantStore, database)
 
-    client_documents: providers.Provider[ClientDocuments | None] = providers.Singleton(WebClientDocuments)
-    identity_provider = providers.Singleton(OpenIdConnect, clock)
-    authorization_server = providers.Singleton(PostgresAuthorizationServer, database, ids)
+    client_documents: providers.Provider[ClientDocuments | None] = providers.Singleton(_client_documents)
+    identity_provider = providers.Singleton(_identity_provider, clock)
+    authorization_server = providers.Singleton(_authorization_server, database, ids)
     sign_ins = providers.Singleton(PostgresSignInStore, database)
     people = providers.Singleton(PostgresPeople, database)
     visitor_store = providers.Singleton(PostgresVisitorStore, database)
@@ -217,6 +239,8 @@ def storage(
         login = None if access.assume_role else schema.login_of(settings.database_url)
         yield Storage(owner_url, access, login, None)
         return
+    from adapters.embedded_postgres import EmbeddedPostgres  # here, as whoever has a database of their own needs none
+
     embedded_server = EmbeddedPostgres(settings.data_dir, on_slow=on_slow)
     if not may_create and not embedded_server.exists():
         raise NotFound(

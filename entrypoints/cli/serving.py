@@ -186,6 +186,7 @@ class _Server(uvicorn.Server):
         gc.set_threshold(10_000, 20, 50)
         if self.started:
             self._on_started()
+            self._load.started.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not what uvicorn does: it raises the signal once more when it has ended, for whoever waits for it. To be

@@ -38,6 +38,8 @@ from entrypoints.traces import Traces, traces_wanted
 
 _FAILED = Refusal(500, "Something went wrong here, and it is not your doing: try again.")
 
+_TRY_AGAIN_SECONDS = 10.0  # what is missing may be room for one more open file
+
 _log = structlog.get_logger(__name__)
 
 
@@ -74,7 +76,7 @@ def application(
 ) -> ASGIApp:
     """The application on a storage; its pools are open from ASGI start-up to shut-down, within `around`.
 
-    `load` is told what is taken on, and tells when the process is about to end.
+    `load` is told what is taken on, and tells when the process has started, and when it is about to end.
     For development, `show_mail` gets what would be sent by mail, and requests leave no line in the log.
     """
     load = load or Load()
@@ -96,10 +98,11 @@ def application(
         metrics.http_requests_in_flight.set(watch.in_flight)
 
     @asynccontextmanager
-    async def serving(_: Litestar) -> AsyncIterator[None]:
+    async def serving() -> AsyncIterator[None]:
         log_what_nobody_awaits()
         async with around(), database:
-            keepers = [asyncio.create_task(storage.keep_running()), asyncio.create_task(metrics.sampled(sample))]
+            kept = (storage.keep_running(), metrics.sampled(sample), pages.make_after(load.started))
+            keepers = [asyncio.create_task(each) for each in kept]
             try:
                 async with endpoint.running():
                     yield
@@ -110,21 +113,25 @@ def application(
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
-    sign_in, visitors = container.sign_in(), container.visitors()
-    litestar = Litestar(
-        [
-            asset,
-            *oauth_handlers(container.authorization()),
-            *sign_in_pages(sign_in, container.codes()),
-            *server_page(container.learning(), visitors, sign_in),
-        ],
-        exception_handlers={Exception: _refused},
-        lifespan=[serving],
-        openapi_config=None,
-        logging_config=None,
-    )
+    visitors = container.visitors()
+
+    def make_pages() -> Litestar:
+        sign_in = container.sign_in()
+        return Litestar(
+            [
+                asset,
+                *oauth_handlers(container.authorization()),
+                *sign_in_pages(sign_in, container.codes()),
+                *server_page(container.learning(), visitors, sign_in),
+            ],
+            exception_handlers={Exception: _refused},
+            openapi_config=None,
+            logging_config=None,
+        )
+
+    pages = _Pages(make_pages)
     gate = Gate(
-        _Inside(litestar, endpoint),
+        _Inside(endpoint, pages, serving),
         container.servers(),
         container.identity(),
         visitors,
@@ -135,21 +142,74 @@ def application(
         trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
         load=load,
     )
-    readiness = Readiness(storage.trouble_of(database), lambda: load.is_stopping)
+    trouble_of_database = storage.trouble_of(database)
+
+    async def trouble() -> str | None:
+        return "pages" if pages.are_missing else await trouble_of_database()
+
+    readiness = Readiness(trouble, lambda: load.is_stopping)
     watch = Watch(gate, readiness, traces, logs_requests=show_mail is None)
     return watch
 
 
-class _Inside:
-    """Past the gate: calls go to the MCP endpoint, on the way to which Litestar would only look for it."""
+class _Pages:
+    """What Litestar answers, pages and OAuth: made in a thread, once calls are answered.
 
-    def __init__(self, litestar: Litestar, endpoint: McpEndpoint) -> None:
-        self.litestar = litestar
+    What it takes, signing in above all, would make the start longer by a seventh; and loaded in the first sign-in, it
+    would hold up everybody. In a thread it makes calls slower by some milliseconds while it lasts.
+    """
+
+    def __init__(self, make: Callable[[], Litestar]) -> None:
+        self.are_missing = False
+        """Whether they could not be made when last it was tried. Whoever asks for one has it tried again."""
+        self._make = make
+        self._made: asyncio.Future[Litestar] | None = None
+
+    async def litestar(self) -> Litestar:
+        """The application that answers for them, made by the first who asks.
+
+        Raises:
+            Exception: whatever came in between; a module that is missing, as a rule.
+        """
+        if self._made is None:
+            self._made = asyncio.get_running_loop().run_in_executor(None, self._make)
+            self._made.add_done_callback(self._look)
+        return await asyncio.shield(self._made)
+
+    async def make_after(self, moment: asyncio.Event) -> None:
+        """Has them made without anybody asking."""
+        await moment.wait()
+        while True:
+            try:
+                await self.litestar()
+                return
+            except Exception as error:  # noqa: BLE001  # whatever it is, calls go on
+                missing = error.name if isinstance(error, ImportError) else None
+                _log.error("there are no pages, and nobody can sign in", module=missing, exc_info=error)
+            await asyncio.sleep(_TRY_AGAIN_SECONDS)
+
+    def _look(self, made: asyncio.Future[Litestar]) -> None:
+        self.are_missing = made.cancelled() or made.exception() is not None
+        if self.are_missing:
+            self._made = None
+
+
+class _Inside:
+    """Past the gate: calls go to the MCP endpoint, on the way to which Litestar would only look for it.
+
+    `serving` is what goes on from ASGI start-up to shut-down.
+    """
+
+    def __init__(
+        self, endpoint: McpEndpoint, pages: _Pages, serving: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
+        self.pages = pages
         self._endpoint = endpoint
+        self._serving = serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/mcp":  # type: ignore[comparison-overlap]  # plain strings
-            await self.litestar(scope, receive, send)
+        if scope["type"] == "lifespan":  # type: ignore[comparison-overlap]  # servers send the plain string
+            await self._live(receive, send)
             return
         has_begun = False
 
@@ -158,16 +218,29 @@ class _Inside:
             has_begun = True
             await send(message)
 
+        is_call = scope["path"] == "/mcp"
         try:
-            await self._endpoint.handle(scope, receive, sent)
+            if is_call:
+                await self._endpoint.handle(scope, receive, sent)
+            else:
+                litestar = await self.pages.litestar()
+                await litestar(scope, receive, sent)
         except Exception as error:
             if has_begun:
                 raise
-            _log.error("request failed", handler="mcp", exc_info=error)
-            body, headers = refusal_body(Kind.MCP, _FAILED)
+            _log.error("request failed", handler="mcp" if is_call else "pages", exc_info=error)
+            body, headers = refusal_body(_kind_at(scope), _FAILED)
             length = (b"content-length", str(len(body)).encode())
             await send({"type": "http.response.start", "status": _FAILED.status, "headers": [*headers, length]})
             await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        """What goes wrong here is for the server to tell."""
+        await receive()
+        async with self._serving():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -187,12 +260,16 @@ def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[byte
             # Not the path: that of a visitor is a secret of theirs.
             _log.error("request failed", handler=str(request.route_handler), exc_info=error)
             refusal = _FAILED
-    place = place_of(request.scope["path"])
-    body, described = refusal_body(place.kind if place else Kind.PAGE, refusal)
+    body, described = refusal_body(_kind_at(request.scope), refusal)
     headers = {name.decode(): value.decode() for name, value in (*described, *refusal.headers)}
     # Of text, Litestar says the encoding by itself.
     media_type = headers.pop("content-type").partition(";")[0]
     return Response(body, status_code=refusal.status, headers=headers, media_type=media_type)
+
+
+def _kind_at(scope: Scope) -> Kind:
+    place = place_of(scope["path"])
+    return place.kind if place else Kind.PAGE
 
 
 def _methods_at(request: Request[Any, Any, Any]) -> str:

@@ -53,6 +53,8 @@ class Load:
         self.in_work = 0
         self.large_bodies = 0
         self.sheds: Counter[Shed] = Counter()
+        self.started = asyncio.Event()
+        """Set by the server once requests are accepted: what none of them needs at once is done from then on."""
         self.is_stopping = False
         """Whether this process is about to end. It still answers, and says on each answer that the connection ends."""
         self._places = places

@@ -3,7 +3,7 @@ process is told how it is.
 
     /livez     200       this process answers
     /readyz    200       it can answer a tool call; else 503, with what fails: the database, its schema, the pool of
-                         connections, or that the process is about to stop
+                         connections, pages that could not be loaded, or that the process is about to stop
 
 These two are asked by address, so that any Host will do, and anybody may: they say nothing else. They are in no log.
 

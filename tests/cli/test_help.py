@@ -121,10 +121,3 @@ def test_the_version_is_the_packages(nursery: Nursery) -> None:
     from importlib.metadata import version
 
     assert nursery.run("--version").lines == [f"cairn, version {version('cairn')}"]
-
-
-def test_what_serves_loads_neither_alembic_nor_a_redis_client_to_start() -> None:
-    """Each takes longer than anything else of a start, and is rarely needed by what serves."""
-    code = "import sys, entrypoints.cli.running; print(sorted({'alembic', 'redis', 'limits'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"

@@ -289,8 +289,8 @@ _OWN_ADDRESSES = re.compile(r'(?<=/v/)[A-Za-z0-9_-]{22}|(?<=client_)[A-Za-z0-9]{
 _EACH_PAGE = [pytest.param(probe, id=f"{name}-{n}") for name, them in PAGES.items() for n, probe in enumerate(them)]
 
 
-def test_every_route_has_a_probe_or_takes_no_name(web: Web) -> None:
-    routes = web.app._app._app.litestar.routes  # type: ignore[attr-defined]  # in the gate, which is watched
+async def test_every_route_has_a_probe_or_takes_no_name(web: Web) -> None:
+    routes = (await web.app._app._app.pages.litestar()).routes  # type: ignore[attr-defined]  # in the gate, which is watched
     served = {
         f"{method} {route.path_format}"
         for route in routes

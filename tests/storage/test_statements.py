@@ -19,6 +19,7 @@ from domain.progress import Outcome
 from domain.tenancy import AuthMode, Caller, OrganizationId
 from entrypoints.container import Storage
 from entrypoints.http.app import application
+from entrypoints.http.load import Load
 from entrypoints.settings import Settings
 from tests.serving.conftest import call
 from tests.worlds import World, on_postgres
@@ -147,11 +148,11 @@ class LookedAt(Storage):
 
 
 @asynccontextmanager
-async def serving_here(owner_url: str, database: Database) -> AsyncIterator[ASGIApp]:
+async def serving_here(owner_url: str, database: Database, load: Load | None = None) -> AsyncIterator[ASGIApp]:
     """The whole application, in this process and on this database, which opens and closes with it."""
     storage = LookedAt(owner_url, Access(owner_url, assume_role=True), None, None, database)
     # Calls are counted as ever, but one person may make as many as a test does.
-    app = application(storage, Settings(database_url=owner_url, limits="calls_per_user=6000/60"))
+    app = application(storage, Settings(database_url=owner_url, limits="calls_per_user=6000/60"), load)
     heard, told = asyncio.Queue[Any](), asyncio.Queue[Any]()
     running = asyncio.create_task(app({"type": "lifespan", "state": {}}, heard.get, told.put))  # type: ignore[arg-type,typeddict-item]
     await heard.put({"type": "lifespan.startup"})
