@@ -75,7 +75,7 @@ def _authorization_server(database: Database, ids: Ids) -> AuthorizationServer:
 
 
 class Container(containers.DeclarativeContainer):
-    """Adapters once a process, use cases anew for whoever asks."""
+    """Adapters once a process, use cases anew for whoever asks, but for the one that remembers."""
 
     database = providers.Dependency(instance_of=Database)
     mailer: providers.Provider[Mailer | None] = providers.Object(None)
@@ -101,7 +101,7 @@ class Container(containers.DeclarativeContainer):
     people = providers.Singleton(PostgresPeople, database)
     visitor_store = providers.Singleton(PostgresVisitorStore, database)
 
-    learning = providers.Factory(Learning, catalogue, library, progress_store, clock)
+    learning = providers.Singleton(Learning, catalogue, library, progress_store, clock)
     identity = providers.Factory(Identity, tokens, ids, clock)
     visitors = providers.Factory(Visitors, visitor_store, catalogue, library, progress_store, limits, ids, clock)
     authorization = providers.Factory(Authorization, authorization_server, client_documents, limits, clock)
