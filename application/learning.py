@@ -10,6 +10,7 @@ is decided on what it remembers of them, and only if that is no longer so, on wh
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ from domain.walkthrough import Heading, Outline, Step, VersionKey
 # Each lost race means that another call on this progress was committed. Three lost in a row happen only under
 # a storm on one person's progress, and then it is kinder to let the client try again than to hold its request.
 _MAX_DECISIONS = 3
-# Of people in walkthroughs, at some 1.5 kB each.
-_REMEMBERED = 5_000
+# Some 5,000 people in walkthroughs.
+_MAX_REMEMBERED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class Learning:
         self._library = library
         self._progress = progress
         self._clock = clock
-        self._remembered: OrderedDict[ProgressKey, Standing] = OrderedDict()
+        self._remembered: OrderedDict[ProgressKey, tuple[Standing, int]] = OrderedDict()
+        self._remembered_bytes = 0
 
     async def list(self, caller: Caller) -> Sequence[Entry]:
         """The walkthroughs that may be taken on this server, in display order."""
@@ -235,18 +237,24 @@ class Learning:
 
     def _remember(self, standing: Standing, progress: Progress) -> None:
         """Where somebody stands, as it was stored this moment, if all else that was read is about the same version."""
-        if progress.version == standing.shown.number:
-            self._remembered[progress.key] = standing._replace(progress=progress)
-            self._remembered.move_to_end(progress.key)
-            if len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
+        _, freed = self._remembered.pop(progress.key, (None, 0))
+        self._remembered_bytes -= freed
+        if progress.version != standing.shown.number:
+            return
+        standing = standing._replace(progress=progress)
+        size = _size_in_memory(standing, progress)
+        self._remembered[progress.key] = (standing, size)
+        self._remembered_bytes += size
+        while self._remembered_bytes > _MAX_REMEMBERED_BYTES:
+            _, (_, freed) = self._remembered.popitem(last=False)
+            self._remembered_bytes -= freed
 
     def _recall(self, caller: Caller, handle: StepHandle) -> Standing | None:
         """Where the caller stood last, if it was on the step of `handle`. To leave it is stored by a commit, and that
         finds out whether all of this is still so; nothing that changes nothing is decided on it."""
         server = caller.server
         key = ProgressKey(server.organization_id, server.server_id, _require_user(caller), handle.walkthrough_id)
-        standing = self._remembered.get(key)
+        standing, _ = self._remembered.get(key, (None, 0))
         is_there = standing is not None and standing.progress is not None and standing.progress.handle() == handle
         return standing if is_there else None
 
@@ -315,6 +323,11 @@ class Learning:
         standings = await self._catalogue.standings(caller)
         active = [each for each in standings if each.progress and each.progress.status is Status.IN_PROGRESS]
         return [rules.standpoint(progress, version) for _, progress, version in await self._begun(active)]
+
+
+def _size_in_memory(standing: Standing, progress: Progress) -> int:
+    """In bytes: the texts that may be long or many, and what holds them."""
+    return 1_300 + sum(map(sys.getsizeof, (standing.shown.title, standing.shown.description, *progress.carried)))
 
 
 def _require_user(caller: Caller) -> UserId:

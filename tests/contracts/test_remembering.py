@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -147,3 +148,19 @@ async def test_a_process_that_remembers_somebody_elsewhere_reads_before_it_write
     world.progress.commit = counted  # type: ignore[method-assign]
     lesson = await here.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
     assert (lesson.progress.current_number(lesson.version), commits, reads.count) == (3, 1, 3)
+
+
+async def test_beyond_its_bound_a_process_remembers_those_whom_it_led_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("application.learning._MAX_REMEMBERED_BYTES", 5_000)  # three people
+    world, _, reads, (learning,) = await _begun(1)
+    server = await world.servers.server_at(slug="guides", custom_domain=None)
+    assert server is not None
+    people = [await world.caller(server, f"p{number}@example.com") for number in range(5)]
+    lessons = [await learning.select(each, "tour", restart=False, to_latest=False) for each in people]
+    reads.count = 0
+    read = []
+    for caller, lesson in reversed(list(zip(people, lessons, strict=True))):
+        before = reads.count
+        await learning.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
+        read.append(reads.count - before)
+    assert read == [0, 0, 0, 1, 1]
