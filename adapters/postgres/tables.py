@@ -348,6 +348,7 @@ walkthrough_steps = Table(
         initially="DEFERRED",
         postgresql_nulls_not_distinct=True,
     ),
+    Index("walkthrough_steps_outline", *_VERSION_COLUMNS, "position", postgresql_include=["id", "key", "title"]),
     _parent("walkthrough_steps_version_fkey", *_VERSION),
     ForeignKeyConstraint(
         [*_VERSION_COLUMNS, "next_step_id"],

@@ -204,7 +204,7 @@ Sort
         Result
           Index Scan walkthrough_versions_pkey
 """
-# The index has the steps in their order: nothing is sorted.
+# The index has all of it, and in its order: no text is passed over, and nothing sorted.
 _OUTLINES = """
 Nested Loop
   Nested Loop
@@ -214,7 +214,7 @@ Nested Loop
         Index Scan walkthrough_versions_pkey
   Aggregate
     Result
-      Index Scan walkthrough_steps_position_key
+      Index Only Scan walkthrough_steps_outline
 """
 _STEPS = """
 Nested Loop
