@@ -1,6 +1,6 @@
 """What an end user does through their assistant: list, find, select, next, status, review.
 
-Each use case reads where the caller stands, lets `domain.progress` decide, and commits the decision if nobody
+Each use case finds where the caller stands, lets `domain.progress` decide, and commits the decision if nobody
 was faster. A lost race is read and decided again, so a retry, a duplicate or a second client ends in an
 answer about the state that is now true, never in a second step.
 
@@ -31,8 +31,8 @@ from domain.progress import Outcome, Progress, ProgressKey, Status, StepHandle, 
 from domain.tenancy import Caller, UserId
 from domain.walkthrough import Heading, Outline, Step, VersionKey
 
-# Each lost race means that another call on this progress was committed. Three lost in a row happen only under
-# a storm on one person's progress, and then it is kinder to let the client try again than to hold its request.
+# On what is read. Each lost race means that another call on this progress was committed, or something published. Three
+# lost in a row happen only under a storm, and then it is kinder to let the client try again than to hold its request.
 _MAX_DECISIONS = 3
 # Some 5,000 people in walkthroughs.
 _MAX_REMEMBERED_BYTES = 8 * 2**20
@@ -44,7 +44,7 @@ class Lesson:
 
     told: Told
     standing: Standing
-    """As it was read; its progress is the one before this call."""
+    """What was decided on; its progress is the one before this call."""
     progress: Progress
     version: Outline
     step: Step | None
@@ -146,11 +146,10 @@ class Learning:
                 here = await self._standpoints(caller)
                 raise CompletedStepRequired(here, unreadable=completed_step is not None)
             reference = handle.walkthrough_id
-        standing = None
+        remembered = None
         if handle is not None and reference == handle.walkthrough_id and outcome is not Outcome.STUCK:
-            standing = self._recall(caller, handle)
-        if standing is None:
-            standing = await self._find(caller, reference)
+            remembered = self._recall(caller, handle)
+        standing = remembered or await self._find(caller, reference)
         _require_progress(standing)
 
         async def decide(standing: Standing, versions: rules.Versions) -> Transition:
@@ -172,7 +171,8 @@ class Learning:
                 unreadable=completed_step is not None,
             )
 
-        return await self._commit(caller, standing, decide, handle=handle)
+        decisions = _MAX_DECISIONS + (remembered is not None)
+        return await self._commit(caller, standing, decide, handle=handle, decisions=decisions)
 
     async def review(self, caller: Caller, reference: str, step_number: int | None) -> Lesson:
         """Re-reads a completed step or the current one (None; once completed there is none), and moves nothing.
@@ -216,9 +216,11 @@ class Learning:
         decide: Callable[[Standing, rules.Versions], Awaitable[Transition]],
         *,
         handle: StepHandle | None = None,
+        decisions: int = _MAX_DECISIONS,
     ) -> Lesson:
         """Decides and commits, again on fresh state for as long as someone else is faster."""
-        for decision in range(_MAX_DECISIONS):
+        met = standing.progress
+        for decision in range(decisions):
             if decision:
                 standing = await self._find(caller, standing.walkthrough_id)
             versions = await self._versions(standing, handle)
@@ -227,8 +229,8 @@ class Learning:
             version = versions[after.version]
             # Before the commit, so that nobody is moved to a step that cannot be shown to them.
             step = await self._in_full(version, after.current_step(version))
-            # After a lost race a mere resume has nothing left to record: the winner was activity just now.
-            settled = not transition.events or (decision and transition.told is Told.RESUMED)
+            # A mere resume has nothing left to record where the same person was faster: that was activity just now.
+            settled = not transition.events or (transition.told is Told.RESUMED and standing.progress != met)
             if settled or await self._progress.commit(transition, standing.publication):
                 if not settled:
                     self._remember(standing, after)
@@ -326,8 +328,9 @@ class Learning:
 
 
 def _size_in_memory(standing: Standing, progress: Progress) -> int:
-    """In bytes: the texts that may be long or many, and what holds them."""
-    return 1_300 + sum(map(sys.getsizeof, (standing.shown.title, standing.shown.description, *progress.carried)))
+    """In bytes, and rather more: the texts that may be long, the keys that may be many, and what holds them."""
+    carried = sys.getsizeof(progress.carried) + 120 * len(progress.carried)
+    return 1_300 + sys.getsizeof(standing.shown.title) + sys.getsizeof(standing.shown.description) + carried
 
 
 def _require_user(caller: Caller) -> UserId:

@@ -92,7 +92,7 @@ class VersionSummary(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A walkthrough on a server, as one caller meets it: fresh from the database at each call."""
+    """A walkthrough on a server, as one caller meets it."""
 
     organization_id: OrganizationId
     walkthrough_id: WalkthroughId
@@ -141,8 +141,8 @@ class ProgressStore(Protocol):
     async def commit(self, transition: Transition, publication: Publication) -> bool:
         """Stores `transition.after` and its events together, in one statement, or nothing.
 
-        Returns whether it did: False when the stored progress is no longer at `transition.before`'s
-        revision, or exists although `before` is None; when a visitor begins who is in an account by now; and when the
+        Returns whether it did: False when the stored progress is no longer `transition.before`, or exists although
+        that is None; when a visitor begins who is in an account by now; and when the
         walkthrough is no longer published as `publication` says. Then someone else was first: read and decide again.
         So a decision may be made on what is not fresh. Repeating a committed transition is False and harmless.
         """

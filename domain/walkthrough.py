@@ -310,7 +310,7 @@ class Version:
 
 
 class Publication(NamedTuple):
-    """What is fresh at each call, beside the immutable content, when someone's next step is decided."""
+    """What may change, beside the immutable content, and is compared when someone's next step is stored."""
 
     latest_version: int
     policy: PublishPolicy

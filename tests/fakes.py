@@ -213,7 +213,7 @@ class MemoryProgressStore:
     async def commit(self, transition: Transition, publication: Publication) -> bool:
         key = transition.after.key
         stored = self._memory.progress.get(key)
-        if (stored.revision if stored else None) != (transition.before.revision if transition.before else None):
+        if stored != transition.before:
             return False
         server = ServerKey(key.organization_id, key.server_id)
         assignment = self._memory.assignments.get((server, key.walkthrough_id))

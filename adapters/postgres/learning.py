@@ -232,7 +232,8 @@ def _size_in_memory(content: Outline | Step) -> int:
     """What it takes, in bytes: its texts, and what holds them."""
     if isinstance(content, Step):
         return 1_000 + sum(map(sys.getsizeof, content.text.texts()))
-    return 1_000 + sum(400 + sys.getsizeof(step.title) for step in content.steps)
+    # Titles twice, as what the driver decodes from several bytes a letter holds more than it needs.
+    return 1_000 + sum(350 + 2 * sys.getsizeof(step.title) for step in content.steps)
 
 
 def step_text(row: RowMapping | Record) -> StepText:
@@ -252,7 +253,7 @@ def step_text(row: RowMapping | Record) -> StepText:
 # ------------------------------------------------------------------------------------------------ progress
 
 # $1-$4 the key. Each stores the row and its events, or nothing, and says how many events it stored.
-_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 37))})"
+_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 40))})"
 _BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 25))})"
 
 _IS_NOTED = """
@@ -279,7 +280,7 @@ class PostgresProgressStore:
 
     async def commit(self, transition: Transition, publication: Publication) -> bool:
         before, after = transition.before, transition.after
-        latest, is_available = publication.latest_version, publication.is_available
+        published = publication.latest_version, publication.is_available
         row = (
             after.version,
             after.attempt,
@@ -294,9 +295,17 @@ class PostgresProgressStore:
         first, *second = map(_event_row, transition.events)
         async with self._database.hot() as connection:
             if before is None:
-                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), latest, is_available, *row, *first)
+                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), *published, *row, *first)
             else:
-                decided_on = before.revision, before.version, latest, is_available, publication.is_withdrawn
+                decided_on = (
+                    before.revision,
+                    before.version,
+                    before.attempt,
+                    before.current_step_id,
+                    before.last_activity_at,
+                    *published,
+                    publication.is_withdrawn,
+                )
                 (move,) = second or [_NO_EVENT]
                 stored = await connection.fetchval(_ADVANCE, *_key_row(after.key), *decided_on, *row, *first, *move)
         return bool(stored == len(transition.events))

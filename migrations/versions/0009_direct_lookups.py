@@ -186,13 +186,15 @@ PUBLISHED = """
                 where w.organization_id = $1 and w.id = $4 and w.latest_version = {latest}
                   and (w.is_published and w.archived_at is null and coalesce(a.is_enabled, false)) = {is_available}"""
 PROGRESS = f"""
--- $2-$4 the rest of the key, $5 the revision and $6 the version that the decision was based on, $7-$9 how the
--- walkthrough was published then (latest version, available, own version withdrawn), $10-$18 the new row, $19-$27 what
--- happened, and $28-$36 the move that a publish demanded after it, or nulls: a call records no more than these two. The
--- row is compared and set, and the events go in with it, or nothing happens: a racing call that waited for the row
--- finds another revision and changes nothing. Returns how many events were stored.
-create function advance_progress(text, text, text, text, integer, integer, integer, boolean, boolean,
-    integer, integer, integer, text, text, text[], bigint, bigint, bigint,
+-- $2-$4 the rest of the key, $5-$9 the row that the decision was based on (revision, version, attempt, current step,
+-- last activity), $10-$12 how the walkthrough was published then (latest version, available, own version withdrawn),
+-- $13-$21 the new row, $22-$30 what happened, and $31-$39 the move that a publish demanded after it, or nulls: a call
+-- records no more than these two. The row is compared and set, and the events go in with it, or nothing happens: a
+-- racing call that waited for the row finds another revision and changes nothing. A database that went back in time
+-- counts the same revisions again for something else, and so the revision is not all that is compared. Returns how many
+-- events were stored.
+create function advance_progress(text, text, text, text, integer, integer, integer, text, bigint,
+    integer, boolean, boolean, integer, integer, integer, text, text, text[], bigint, bigint, bigint,
     integer, integer, integer, text, text, text, text, text, bigint,
     integer, integer, integer, text, text, text, text, text, bigint) returns integer
 language plpgsql set enable_seqscan = off as $$
@@ -202,22 +204,23 @@ begin
     perform set_config('app.organization_id', $1, true);
     with moved as (
         update walkthrough_progress
-           set version = $10, attempt = $11, revision = $12, status = $13, current_step_id = $14, carried = $15,
-               started_at = $16, last_activity_at = $17, completed_at = $18
+           set version = $13, attempt = $14, revision = $15, status = $16, current_step_id = $17, carried = $18,
+               started_at = $19, last_activity_at = $20, completed_at = $21
          where organization_id = $1 and mcp_server_id = $2 and {ONE_PERSONS.format("$4")}
-           and revision = $5
-           and exists ({PUBLISHED.format(latest="$7", is_available="$8")})
+           and revision = $5 and version = $6 and attempt = $7 and current_step_id is not distinct from $8
+           and last_activity_at = $9
+           and exists ({PUBLISHED.format(latest="$10", is_available="$11")})
            and exists (
                select from walkthrough_versions
-                where organization_id = $1 and walkthrough_id = $4 and version = $6 and (state = 'withdrawn') = $9)
+                where organization_id = $1 and walkthrough_id = $4 and version = $6 and (state = 'withdrawn') = $12)
         returning 1
     )
     insert into walkthrough_progress_events (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
            revision, attempt, version, kind, from_step_id, to_step_id, outcome, note, occurred_at)
     select $1, $2, $3, $4, e.*
       from moved,
-           (values ($19, $20, $21, $22, $23, $24, $25, $26, $27),
-                   ($28, $29, $30, $31, $32, $33, $34, $35, $36)) as e (revision)
+           (values ($22, $23, $24, $25, $26, $27, $28, $29, $30),
+                   ($31, $32, $33, $34, $35, $36, $37, $38, $39)) as e (revision)
      where e.revision is not null;
     get diagnostics stored = row_count;
     return stored;
@@ -341,9 +344,9 @@ NAMES = [
     "standings_named(text, text, text, text)",
     "version_outlines(text, text[], text[])",
     "version_steps(text, text, integer, text[])",
-    "advance_progress(text, text, text, text, integer, integer, integer, boolean, boolean, integer, integer, integer,"
-    " text, text, text[], bigint, bigint, bigint, integer, integer, integer, text, text, text, text, text, bigint,"
-    " integer, integer, integer, text, text, text, text, text, bigint)",
+    "advance_progress(text, text, text, text, integer, integer, integer, text, bigint, integer, boolean, boolean,"
+    " integer, integer, integer, text, text, text[], bigint, bigint, bigint, integer, integer, integer, text, text,"
+    " text, text, text, bigint, integer, integer, integer, text, text, text, text, text, bigint)",
     "begin_progress(text, text, text, text, integer, boolean, integer, integer, integer, text, text, text[], bigint,"
     " bigint, bigint, integer, integer, integer, text, text, text, text, text, bigint)",
 ]

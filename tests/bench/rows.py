@@ -393,12 +393,13 @@ def listing(bench: Bench) -> Iterator[Figure]:
     yield cpu.of(_ratio(rounds, lambda it: it.cpu_each, 0, 1), f"{_cpu(rounds, 0)} to {_cpu(rounds, 1)}")
 
 
+_THEN = 1_790_000_000_000
 _PGBENCH = """\
 \\set who :client_id + :first
 \\set before :revision
 \\set revision :revision + 1
-select advance_progress('{organization}', '{server}', :who, '{walkthrough}', :before, 1, 1, true, false,
-  1, 1, :revision, 'in_progress', '{step}', '{{}}', {then}, {then}, null,
+select advance_progress('{organization}', '{server}', :who, '{walkthrough}', :before, 1, 1, '{step}', {then},
+  1, true, false, 1, 1, :revision, 'in_progress', '{step}', '{{}}', {then}, {then}, null,
   :revision, 1, 1, 'advanced', '{step}', '{step}', 'done', null, {then},
   null, null, null, null, null, null, null, null, null)
 """
@@ -412,7 +413,7 @@ with wanted as (select n::text as id from generate_series($1::integer, $2::integ
                select $3, id, 1, 1 from wanted on conflict do nothing)
 insert into walkthrough_progress
 select organization_id, mcp_server_id, wanted.id, walkthrough_id, version, attempt, 1, current_step_id, carried, status,
-       started_at, last_activity_at, completed_at
+       started_at, $7, completed_at
   from like_this, wanted
 """
 _FORGET_NUMBERED = "delete from mcp_server_users where id ~ '^[0-9]+$'"
@@ -434,7 +435,7 @@ def commit(bench: Bench) -> Iterator[Figure]:
             server=first.server.server_id,
             walkthrough=walkthrough,
             step=database.step_id(walkthrough, 1),
-            then=1_790_000_000_000,
+            then=_THEN,
         )
     )
     asyncio.run(_make_numbered(database, first, CONNECTIONS * _ROUNDS))
@@ -502,6 +503,7 @@ async def _make_numbered(database: Seeded, like: Learner, count: int) -> None:
             0,
             count - 1,
             *(like.server.organization_id, like.server.server_id, like.user_id, like.walkthrough_ids[0]),
+            _THEN,
         )
     finally:
         await owner.close()

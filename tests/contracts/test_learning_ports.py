@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,36 @@ async def test_a_decision_on_what_is_no_longer_so_changes_nothing(world: World) 
     assert stored is not None
     assert stored.current_step_id == "stp_first"
     assert [event.to_step_id for event in await world.progress.events(progress.key)][1:] == ["stp_first"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"revision": 2}, {"attempt": 2}, {"last_activity_at": Millis(1)}, {"current_step_id": StepId("stp_other")}],
+    ids=lambda other: next(iter(other)),
+)
+async def test_a_decision_on_what_never_was_changes_nothing(world: World, other: dict[str, Any]) -> None:
+    """As of a database that went back in time, and counts the same revisions again for something else."""
+    caller, progress = await _begun(world, "a", "b")
+    before = replace(progress, **({"started_at": Millis(0)} | other))
+    assert not await world.progress.commit(_advanced(before), PUBLISHED)
+    assert await _stored(world, caller) == progress
+    assert len(await world.progress.events(progress.key)) == 1
+
+
+async def test_a_resume_that_an_author_overtakes_is_recorded_all_the_same(world: World) -> None:
+    caller, progress = await _begun(world, "a", "b")
+    commit = world.progress.commit
+
+    async def overtaken(transition: Transition, publication: Publication) -> bool:
+        world.progress.commit = commit  # type: ignore[method-assign]
+        await world.publish("a", "b", "c")
+        return await commit(transition, publication)
+
+    world.progress.commit = overtaken  # type: ignore[method-assign]
+    lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+    assert lesson.told is Told.RESUMED
+    assert [event.kind for event in await world.progress.events(progress.key)] == ["started", "resumed"]
+    assert await _stored(world, caller) == lesson.progress
 
 
 _BY = "author@example.com"

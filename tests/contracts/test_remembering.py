@@ -43,7 +43,11 @@ _AUTHORS = st.one_of(
     ),
     st.builds(
         lambda change: lambda world: getattr(world.authoring, change)("acme", "tour", ["guides"]),
-        st.sampled_from(["enable", "disable"]),
+        st.sampled_from(["enable", "disable", "unassign"]),
+    ),
+    st.builds(
+        lambda change: lambda world: getattr(world.authoring, change)("acme", "tour", by="author@example.com"),
+        st.sampled_from(["unpublish", "publish_again", "archive", "restore"]),
     ),
 )
 
@@ -84,8 +88,15 @@ def _machine(runner: asyncio.Runner) -> type[RuleBasedStateMachine]:
         def call(self, act: Callable[[Learning], Awaitable[Lesson]]) -> None:
             told = runner.run(_answer(act(self.processes[0])))
             assert told == runner.run(_answer(act(_process(self.plain, _Reads(self.plain)))))
+            assert self.stored(self.world) == self.stored(self.plain)
             if isinstance(told, Lesson) and (handle := told.progress.handle()):
                 self.handles.append(str(handle))
+
+        def stored(self, world: World) -> Any:
+            (standing,) = runner.run(world.catalogue.standings(self.caller)) or [None]
+            if standing is None or standing.progress is None:
+                return None
+            return standing.progress, runner.run(world.progress.events(standing.progress.key))
 
         @rule(restart=st.booleans(), to_latest=st.booleans())
         def select(self, restart: bool, to_latest: bool) -> None:

@@ -43,7 +43,7 @@ _ASKED = {
 # ------------------------------------------------------------------------------------- what takes more than a line
 
 
-# Nobody looks a step up here: which it is was decided before, from content of the same organisation.
+# Nobody looks a step up in what begins or merges: which it is was decided before, from the organisation's own content.
 _STEP = StepId("stp_0000")
 _PUBLISHED = Publication(2, PublishPolicy.OFFER, is_available=True)
 _UNTAKEN = Publication(3, PublishPolicy.KEEP, is_available=True)  # a second server has published it once more
@@ -70,7 +70,7 @@ def _event(kind: EventKind, of: Progress, from_step: StepId | None, to_step: Ste
 
 
 async def _stays(at: Stores, n: Names) -> bool:
-    before = _standing(n, n.user_id)
+    before = replace(_standing(n, n.user_id), current_step_id=n.step_id)
     after = replace(before, revision=4)
     event = _event(EventKind.RESUMED, after, _STEP, _STEP)
     return await at.world.progress.commit(Transition(before, after, (event,), Told.RESUMED), _PUBLISHED)
