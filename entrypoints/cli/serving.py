@@ -156,8 +156,7 @@ def serve_until_stopped(
         return
     serving_container(storage.database(), settings)  # a setting that cannot be is told once, and not by each worker
     os.environ.update(settings.environment())
-    on_ready()  # the socket listens: what comes before the workers are up waits for them
-    _Workers(listener.socket, workers).run()
+    _Workers(listener.socket, workers).run(on_ready)
 
 
 def _allow_files() -> None:
@@ -321,8 +320,8 @@ class _Workers:
         self._processes: dict[int, BaseProcess] = {}
         self._kill_at: float | None = None
 
-    def run(self) -> None:
-        """Returns when all have ended in good order, after a signal.
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Returns when all have ended in good order, after a signal. `on_ready` is called once signals are taken.
 
         Raises:
             OperatorError: when one cannot start.
@@ -331,6 +330,7 @@ class _Workers:
         failure: OperatorError | None = None
         is_in_order = True
         with _signals() as told:
+            on_ready()  # the socket listens: what comes before the workers are up waits for them
             while self._kill_at is None or self._processes:
                 if self._kill_at is None:
                     self._start_missing()

@@ -141,6 +141,7 @@ def application(
         allowed_origins=settings.origins(),
         trusted_proxies=trusted_networks(settings.trusted_proxies or ""),
         load=load,
+        before_pages=pages.wait,
     )
     trouble_of_database = storage.trouble_of(database)
 
@@ -175,6 +176,11 @@ class _Pages:
             self._made = asyncio.get_running_loop().run_in_executor(None, self._make)
             self._made.add_done_callback(self._look)
         return await asyncio.shield(self._made)
+
+    async def wait(self) -> None:
+        """Returns once nobody is making them."""
+        if self._made is not None and not self._made.done():
+            await asyncio.wait([self._made])
 
     async def make_after(self, moment: asyncio.Event) -> None:
         """Has them made without anybody asking."""

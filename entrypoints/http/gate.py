@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,7 +106,9 @@ class Gate:
         allowed_origins: Set[str] = frozenset(),
         trusted_proxies: Sequence[IPv4Network | IPv6Network] = (),
         load: Load | None = None,
+        before_pages: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`before_pages` is awaited before a request that is no call is handled, and has no place meanwhile."""
         self._app = app
         self._servers = servers
         self._identity = identity
@@ -117,6 +119,7 @@ class Gate:
         self._allowed_origins = allowed_origins
         self._trusted_proxies = trusted_proxies
         self._load = load or Load()
+        self._before_pages = before_pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with an `Arrival` or a `Visit` in its state, or refuses it."""
@@ -160,8 +163,11 @@ class Gate:
                 return
             if place.kind is Kind.MCP:
                 arrival, receive = await self._admit(site, place, scope, headers, receive, request)
-            elif scope["method"] != "POST" or not headers.announce_a_body():
-                await work.begin()  # no handler waits for a body
+            else:
+                if self._before_pages is not None:
+                    await self._before_pages()
+                if scope["method"] != "POST" or not headers.announce_a_body():
+                    await work.begin()  # no handler waits for a body
         except Refusal as refusal:
             is_unread = not work.is_read and headers.announce_a_body()
             kind = place.kind if place else Kind.PAGE if headers.take_pages() else Kind.MCP

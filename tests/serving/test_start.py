@@ -129,12 +129,12 @@ async def test_whoever_asks_for_a_page_at_once_waits_for_it_and_holds_up_no_call
     owner_url: str, making: Making
 ) -> None:
     async with answering(owner_url, making) as http, asyncio.timeout(_WAIT_SECONDS):
-        pages = [asyncio.create_task(http.get("/")) for _ in range(2)]
+        pages = [asyncio.create_task(http.get("/")) for _ in range(60)]  # more than have a place, or wait for one
         await making.tries.get()
         assert (await _call(http)).status_code == 200
-        assert [page.done() for page in pages] == [False, False]
+        assert not any(page.done() for page in pages)
         making.may_end.set()
-        assert [(await page).status_code for page in pages] == [200, 200]
+        assert 200 in [(await page).status_code for page in pages]
 
 
 async def test_the_pages_are_made_once_the_service_has_started_though_nobody_asks(
