@@ -9,7 +9,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,7 +60,8 @@ def _served(service: Serving) -> Counter[int]:
     served: Counter[int] = Counter()
     for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split():
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            served[int(pid)] += str(file.readlink()).removeprefix("socket:[").removesuffix("]") in ours
+            with suppress(FileNotFoundError):  # it has been closed meanwhile
+                served[int(pid)] += str(file.readlink()).removeprefix("socket:[").removesuffix("]") in ours
     return +served
 
 
