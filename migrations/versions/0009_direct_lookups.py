@@ -291,7 +291,7 @@ language sql stable security definer set search_path = pg_catalog, public, pg_te
 $$;
 """
 # $1 the organisation, $2 the server, $3 the visitor, $4 the walkthrough. It runs as the owner, whom no policy holds
-# back, and takes nobody's word: the organisation is the one that the transaction has named, the visitor is one of the
+# back, and looks for itself: the organisation is the one that the transaction has named, the visitor is one of the
 # server's, and the account is the one that they were merged into. In this order every event has its progress at every
 # moment. An account that has begun by itself keeps what it has, by the primary key.
 HAND_OVER = """
