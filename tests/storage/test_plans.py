@@ -509,21 +509,23 @@ async def test_what_one_person_has_is_found_by_primary_keys_however_many_are_in_
 
 
 async def test_advancing_updates_in_place(owner_url: str, owner: asyncpg.Connection) -> None:
-    """HOT: the new row version is in the same page, and no index is touched."""
+    """HOT: the new row version is in the same page, and no index is touched.
+
+    All versions of these rows have room in one page. Whether that of former ones is used again follows from who else
+    has a transaction open, in whichever database of the server.
+    """
     counted = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'walkthrough_progress'"
-    # Whatever reads the table meanwhile keeps room from being used again.
-    await owner.execute("alter table walkthrough_progress set (autovacuum_enabled = off)")
     before = await owner.fetchrow(counted)
     async with Database(Access(owner_url, assume_role=True), pool_size=1) as database:
         world = on_postgres(database)
         server = await world.server()
         await world.publish("one", "two")
         learners = []
-        for number in range(40):
+        for number in range(5):
             caller = await world.caller(server, f"learner-{number}@example.com")
             lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
             learners.append(lesson.progress)
-        for _ in range(25):
+        for _ in range(4):
             for number, progress in enumerate(learners):
                 transition = _moved(progress, EventKind.ADVANCED)
                 assert await world.progress.commit(transition, _PUBLISHED)
@@ -532,8 +534,7 @@ async def test_advancing_updates_in_place(owner_url: str, owner: asyncpg.Connect
             await connection.execute("select pg_stat_force_next_flush()")
     await owner.execute("select pg_stat_clear_snapshot()")
     updated, in_place = (now - then for now, then in zip(await owner.fetchrow(counted), before, strict=True))
-    assert updated >= 1_000
-    assert in_place > 0.9 * updated, f"{in_place} of {updated}"
+    assert (updated, in_place) == (20, 20)
 
 
 # Three hundred walkthroughs, ten of them with 200 people of 20 events each; written as they come to be, in the order of
