@@ -13,10 +13,10 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
-from application.ports import Catalogue, Clock, ProgressStore, Standing, VersionLibrary
+from application.ports import Catalogue, Clock, ProgressStore, Standing, ToolCall, VersionLibrary
 from domain import progress as rules
 from domain.errors import (
     AuthenticationRequired,
@@ -49,6 +49,12 @@ class Lesson:
     version: Outline
     step: Step | None
     newer_version_offered: bool
+    is_recorded: bool = False
+    """Whether the call was recorded: together with what it changed."""
+
+
+AsCall: TypeAlias = Callable[[Lesson], ToolCall]
+"""What the call log keeps of a call that is to be answered so."""
 
 
 class Entry(NamedTuple):  # as what it is made of
@@ -101,8 +107,10 @@ class Learning:
         _require_progress(standing)
         return await self._entries(caller, [standing])
 
-    async def select(self, caller: Caller, reference: str, *, restart: bool, to_latest: bool) -> Lesson:
-        """Starts, resumes, restarts, or moves to the latest version.
+    async def select(
+        self, caller: Caller, reference: str, *, restart: bool, to_latest: bool, as_call: AsCall | None = None
+    ) -> Lesson:
+        """Starts, resumes, restarts, or moves to the latest version. Records the call with whatever that changes.
 
         Raises:
             WalkthroughNotFound, WalkthroughUnavailable, TemporarilyUnavailable.
@@ -121,7 +129,7 @@ class Learning:
                 now=now,
             )
 
-        return await self._commit(caller, await self._find(caller, reference), decide)
+        return await self._commit(caller, await self._find(caller, reference), decide, as_call)
 
     async def next(
         self,
@@ -131,8 +139,9 @@ class Learning:
         *,
         outcome: Outcome,
         note: str | None,
+        as_call: AsCall | None = None,
     ) -> Lesson:
-        """Moves one step on from the step that the handle `completed_step` names.
+        """Moves one step on from the step that the handle `completed_step` names. Records the call with that.
 
         Raises:
             CompletedStepRequired, StepNotCurrent, VersionWithdrawn, WalkthroughNotFound,
@@ -172,7 +181,7 @@ class Learning:
             )
 
         decisions = _MAX_DECISIONS + (remembered is not None)
-        return await self._commit(caller, standing, decide, handle=handle, decisions=decisions)
+        return await self._commit(caller, standing, decide, as_call, handle=handle, decisions=decisions)
 
     async def review(self, caller: Caller, reference: str, step_number: int | None) -> Lesson:
         """Re-reads a completed step or the current one (None; once completed there is none), and moves nothing.
@@ -214,6 +223,7 @@ class Learning:
         caller: Caller,
         standing: Standing,
         decide: Callable[[Standing, rules.Versions], Awaitable[Transition]],
+        as_call: AsCall | None,
         *,
         handle: StepHandle | None = None,
         decisions: int = _MAX_DECISIONS,
@@ -229,12 +239,14 @@ class Learning:
             version = versions[after.version]
             # Before the commit, so that nobody is moved to a step that cannot be shown to them.
             step = await self._in_full(version, after.current_step(version))
+            lesson = _lesson(transition.told, standing, after, version, step)
             # A mere resume has nothing left to record where the same person was faster: that was activity just now.
-            settled = not transition.events or (transition.told is Told.RESUMED and standing.progress != met)
-            if settled or await self._progress.commit(transition, standing.publication):
-                if not settled:
-                    self._remember(standing, after)
-                return _lesson(transition.told, standing, after, version, step)
+            if not transition.events or (transition.told is Told.RESUMED and standing.progress != met):
+                return lesson
+            call = as_call(lesson) if as_call else None
+            if await self._progress.commit(transition, standing.publication, call):
+                self._remember(standing, after)
+                return replace(lesson, is_recorded=True) if call else lesson
         raise TemporarilyUnavailable
 
     def _remember(self, standing: Standing, progress: Progress) -> None:

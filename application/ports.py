@@ -135,28 +135,6 @@ class VersionLibrary(Protocol):
         ...
 
 
-class ProgressStore(Protocol):
-    """Keeps where people stand, and every event that led there."""
-
-    async def commit(self, transition: Transition, publication: Publication) -> bool:
-        """Stores `transition.after` and its events together, in one statement, or nothing.
-
-        Returns whether it did: False when the stored progress is no longer `transition.before`, or exists although
-        that is None; when a visitor begins who is in an account by now; and when the
-        walkthrough is no longer published as `publication` says. Then someone else was first: read and decide again.
-        So a decision may be made on what is not fresh. Repeating a committed transition is False and harmless.
-        """
-        ...
-
-    async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
-        """Whether this step was reported stuck with this very note before, in this attempt."""
-        ...
-
-    async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
-        """Everything that happened, by revision."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One answered tool call. `input` is JSON-compatible, bounded and free of NUL and lone surrogates."""
@@ -178,8 +156,30 @@ class ToolCall:
     created_at: Millis
 
 
+class ProgressStore(Protocol):
+    """Keeps where people stand, and every event that led there."""
+
+    async def commit(self, transition: Transition, publication: Publication, call: ToolCall | None = None) -> bool:
+        """Stores `transition.after`, its events and the person's `call` together, in one statement, or nothing.
+
+        Returns whether it did: False when the stored progress is no longer `transition.before`, or exists although
+        that is None; when a visitor begins who is in an account by now; and when the walkthrough is no longer
+        published as `publication` says. Then someone else was first: read and decide again. So a decision may be
+        made on what is not fresh. Repeating a committed transition is False and harmless.
+        """
+        ...
+
+    async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:
+        """Whether this step was reported stuck with this very note before, in this attempt."""
+        ...
+
+    async def events(self, key: ProgressKey) -> Sequence[ProgressEvent]:
+        """Everything that happened, by revision."""
+        ...
+
+
 class CallLog(Protocol):
-    """The record of every answered tool call."""
+    """The record of every answered tool call, but of those that `ProgressStore.commit` records."""
 
     def admit(self) -> AbstractContextManager[Callable[[ToolCall], Awaitable[None]]]:
         """A place for one call, taken before its tool runs, and what records the call: at most once.

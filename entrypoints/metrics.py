@@ -74,7 +74,9 @@ pool_connections = Gauge(
 call_log_waiting = Gauge(
     "cairn_call_log_waiting", "Calls that are to be recorded.", registry=_REGISTRY, multiprocess_mode="livesum"
 )
-call_log_rows = Counter("cairn_call_log_rows", "Rows written.", registry=_REGISTRY)
+call_log_rows = Counter(
+    "cairn_call_log_rows", "Rows written by themselves: not those of calls that changed something.", registry=_REGISTRY
+)
 call_log_batches = Counter("cairn_call_log_batches", "Statements that wrote them.", registry=_REGISTRY)
 call_log_failures = Counter("cairn_call_log_failures", "Calls that could not be recorded.", registry=_REGISTRY)
 sign_ins = Counter("cairn_sign_ins", "What came of sign-ins.", ["outcome"], registry=_REGISTRY)

@@ -210,7 +210,7 @@ class MemoryProgressStore:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def commit(self, transition: Transition, publication: Publication) -> bool:
+    async def commit(self, transition: Transition, publication: Publication, call: ToolCall | None = None) -> bool:
         key = transition.after.key
         stored = self._memory.progress.get(key)
         if stored != transition.before:
@@ -224,6 +224,8 @@ class MemoryProgressStore:
             return False
         self._memory.progress[key] = transition.after
         self._memory.events.setdefault(key, []).extend(transition.events)
+        if call is not None:
+            self._memory.calls[call.id] = call
         return True
 
     async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:

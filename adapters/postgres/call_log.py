@@ -76,7 +76,7 @@ class PostgresCallLog:
             assert not is_handed_over, "a place is for one call"  # noqa: S101
             organization_id = call.caller.server.organization_id
             try:
-                json = _json(call)
+                json = call_json(call)
             except (TypeError, ValueError) as error:  # ours to mend; a call that is not recorded is not answered
                 raise TemporarilyUnavailable from error
             row = _Row(organization_id, json, asyncio.get_running_loop().create_future())
@@ -185,8 +185,8 @@ def _batch(waiting: deque[_Row]) -> Sequence[_Row]:
     return batch
 
 
-def _json(call: ToolCall) -> bytes:
-    """The row as `_RECORD` reads it. What is no number in JSON (infinite, or none) becomes null."""
+def call_json(call: ToolCall) -> bytes:
+    """The row as the database's functions read it. What is no number in JSON (infinite, or none) becomes null."""
     return msgspec.json.encode(
         {
             "id": call.id,

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from asyncpg import Record
 from sqlalchemy import RowMapping
 
+from adapters.postgres.call_log import call_json
 from adapters.postgres.connections import Database
-from application.ports import Standing, VersionSummary
+from application.ports import Standing, ToolCall, VersionSummary
 from domain.progress import (
     EventKind,
     Outcome,
@@ -252,9 +253,9 @@ def step_text(row: RowMapping | Record) -> StepText:
 
 # ------------------------------------------------------------------------------------------------ progress
 
-# $1-$4 the key. Each stores the row and its events, or nothing, and says how many events it stored.
-_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 40))})"
-_BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 25))})"
+# $1-$4 the key. Each stores the row, its events and the call, or nothing, and says how many events it stored.
+_ADVANCE = f"select advance_progress({', '.join(f'${number}' for number in range(1, 41))})"
+_BEGIN = f"select begin_progress({', '.join(f'${number}' for number in range(1, 26))})"
 
 _IS_NOTED = """
 select exists (
@@ -278,7 +279,7 @@ class PostgresProgressStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def commit(self, transition: Transition, publication: Publication) -> bool:
+    async def commit(self, transition: Transition, publication: Publication, call: ToolCall | None = None) -> bool:
         before, after = transition.before, transition.after
         published = publication.latest_version, publication.is_available
         row = (
@@ -293,9 +294,10 @@ class PostgresProgressStore:
             after.completed_at,
         )
         first, *second = map(_event_row, transition.events)
+        recorded = None if call is None else call_json(call).decode()
         async with self._database.hot() as connection:
             if before is None:
-                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), *published, *row, *first)
+                stored = await connection.fetchval(_BEGIN, *_key_row(after.key), *published, *row, *first, recorded)
             else:
                 decided_on = (
                     before.revision,
@@ -307,7 +309,9 @@ class PostgresProgressStore:
                     publication.is_withdrawn,
                 )
                 (move,) = second or [_NO_EVENT]
-                stored = await connection.fetchval(_ADVANCE, *_key_row(after.key), *decided_on, *row, *first, *move)
+                stored = await connection.fetchval(
+                    _ADVANCE, *_key_row(after.key), *decided_on, *row, *first, *move, recorded
+                )
         return bool(stored == len(transition.events))
 
     async def is_noted(self, key: ProgressKey, attempt: int, step_id: StepId, note: str | None) -> bool:

@@ -47,7 +47,7 @@ from entrypoints.mcp import prompts, rendering, resources
 from entrypoints.mcp.icons import ICONS
 from entrypoints.mcp.paging import page
 from entrypoints.mcp.schema import input_schema, output_schema
-from entrypoints.mcp.tools import TOOLS, Answer, Tool, storable
+from entrypoints.mcp.tools import TOOLS, Answer, Gist, Tool, storable
 from entrypoints.traces import Traces
 
 MAX_BODY_BYTES = 2**20
@@ -355,6 +355,26 @@ class McpEndpoint:
     async def _run_and_record(self, caller: Caller, call: _Call, arrival: Arrival) -> _Said:
         """Runs the tool, records the call, and only then answers. Where no more calls can be recorded, none is run."""
         began = time.perf_counter_ns()
+
+        def as_call(gist: Gist) -> ToolCall:
+            client_name, client_version = _client(call, arrival)
+            return ToolCall(
+                id=CallId(self._ids.new("call")),
+                caller=caller,
+                tool_name=_loggable(call.tool),
+                client_name=client_name,
+                client_version=client_version,
+                protocol_version=call.revision,
+                walkthrough_id=gist.walkthrough_id,
+                version=gist.version,
+                step_id=gist.step_id,
+                outcome=gist.outcome,
+                error_code=gist.error_code,
+                duration_us=(time.perf_counter_ns() - began) // 1_000,
+                input=_loggable_input(call.arguments),
+                created_at=self._clock.now(),
+            )
+
         answer: Answer | None = None
         failure: Exception | None = None
         with self._calls.admit() as record:
@@ -363,31 +383,16 @@ class McpEndpoint:
                 tool = TOOLS.get(call.tool)
                 if tool is None:
                     raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {call.tool[:100]}")
-                answer = await tool.run(self._learning, caller, tool.decode(call.arguments))
+                answer = await tool.run(self._learning, caller, tool.decode(call.arguments), as_call)
             except TemporarilyUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded and then answered
                 failure = error
-            client_name, client_version = _client(call, arrival)
-            await record(
-                ToolCall(
-                    id=CallId(self._ids.new("call")),
-                    caller=caller,
-                    tool_name=_loggable(call.tool),
-                    client_name=client_name,
-                    client_version=client_version,
-                    protocol_version=call.revision,
-                    walkthrough_id=answer.walkthrough_id if answer else None,
-                    version=answer.version if answer else None,
-                    step_id=answer.step_id if answer else None,
-                    outcome=answer.outcome if answer else "error",
-                    error_code=_error_code(failure) if answer is None else None,
-                    duration_us=(time.perf_counter_ns() - began) // 1_000,
-                    input=_loggable_input(call.arguments),
-                    created_at=self._clock.now(),
-                )
-            )
-        _count_outcome(_label(call.tool), answer.outcome if answer else _error_code(failure))
+            if answer is None:
+                await record(as_call(Gist("error", error_code=_error_code(failure))))
+            elif not answer.is_recorded:
+                await record(as_call(answer.gist))
+        _count_outcome(_label(call.tool), answer.gist.outcome if answer else _error_code(failure))
         return _failed(failure, call.tool) if answer is None else _Said(answer.text, answer.structured)
 
     async def _count(self, caller: Caller) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
 
 from application.learning import Learning, Lesson
+from application.ports import ToolCall
 from domain.errors import InvalidArguments
 from domain.progress import Outcome
 from domain.tenancy import Caller, StepId, WalkthroughId
@@ -29,16 +30,29 @@ from entrypoints.mcp.schema import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a tool answers with, and what the call log keeps of it."""
+class Gist(NamedTuple):
+    """What the call log keeps of an answer."""
 
-    structured: Struct
-    text: str
     outcome: str
     walkthrough_id: WalkthroughId | None = None
     version: int | None = None
     step_id: StepId | None = None
+    error_code: str | None = None
+
+
+AsCall: TypeAlias = Callable[[Gist], ToolCall]
+"""Makes what the call log keeps of the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a tool answers with."""
+
+    structured: Struct
+    text: str
+    gist: Gist
+    is_recorded: bool = False
+    """Whether the call was recorded: together with what it changed."""
 
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Struct)
@@ -53,7 +67,7 @@ class Tool(Generic[ArgumentsT]):
     description: str
     arguments: type[ArgumentsT]
     result: type[Struct]
-    run: Callable[[Learning, Caller, ArgumentsT], Awaitable[Answer]]
+    run: Callable[[Learning, Caller, ArgumentsT, AsCall], Awaitable[Answer]]
     is_read_only: bool
     is_open: bool = False
     """Whether it may be called without a token on a server whose auth mode is not `on_connect`."""
@@ -106,32 +120,31 @@ def storable(text: str) -> str:
 
 def _answered(lesson: Lesson) -> Answer:
     result, text = rendering.lesson(lesson)
-    return Answer(
-        result,
-        text,
-        lesson.told,
-        lesson.standing.walkthrough_id,
-        lesson.version.number,
-        lesson.step.id if lesson.step else None,
-    )
+    return Answer(result, text, _gist(lesson), lesson.is_recorded)
 
 
-async def _list(learning: Learning, caller: Caller, arguments: NoArguments) -> Answer:
-    return Answer(*rendering.walkthrough_list(await learning.list(caller)), "listed")
+def _gist(lesson: Lesson) -> Gist:
+    step_id = lesson.step.id if lesson.step else None
+    return Gist(lesson.told, lesson.standing.walkthrough_id, lesson.version.number, step_id)
 
 
-async def _select(learning: Learning, caller: Caller, arguments: SelectArguments) -> Answer:
+async def _list(learning: Learning, caller: Caller, arguments: NoArguments, as_call: AsCall) -> Answer:
+    return Answer(*rendering.walkthrough_list(await learning.list(caller)), Gist("listed"))
+
+
+async def _select(learning: Learning, caller: Caller, arguments: SelectArguments, as_call: AsCall) -> Answer:
     return _answered(
         await learning.select(
             caller,
             arguments.walkthrough,
             restart=arguments.restart,
             to_latest=arguments.version == "latest",
+            as_call=lambda lesson: as_call(_gist(lesson)),
         )
     )
 
 
-async def _next(learning: Learning, caller: Caller, arguments: NextArguments) -> Answer:
+async def _next(learning: Learning, caller: Caller, arguments: NextArguments, as_call: AsCall) -> Answer:
     return _answered(
         await learning.next(
             caller,
@@ -139,16 +152,17 @@ async def _next(learning: Learning, caller: Caller, arguments: NextArguments) ->
             arguments.walkthrough,
             outcome=Outcome(arguments.outcome),
             note=arguments.note,
+            as_call=lambda lesson: as_call(_gist(lesson)),
         )
     )
 
 
-async def _status(learning: Learning, caller: Caller, arguments: StatusArguments) -> Answer:
+async def _status(learning: Learning, caller: Caller, arguments: StatusArguments, as_call: AsCall) -> Answer:
     entries = await learning.status(caller, arguments.walkthrough)
-    return Answer(*rendering.status_list(entries), "listed")
+    return Answer(*rendering.status_list(entries), Gist("listed"))
 
 
-async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments) -> Answer:
+async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments, as_call: AsCall) -> Answer:
     return _answered(await learning.review(caller, arguments.walkthrough, arguments.step_number))
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Access, Database
+from application.learning import AsCall, Lesson
 from application.ports import CallLog, ToolCall
 from domain.errors import TemporarilyUnavailable
+from domain.progress import Outcome, Told
 from domain.tenancy import Caller, Millis, ServerId, ServerKey
 from tests import fakes
 from tests.calls import record, stored_calls, tool_call
@@ -107,6 +110,66 @@ def test_a_call_comes_back_as_it_was_recorded(
         assert call in await logged.calls()
 
     runner.run(recorded())
+
+
+@pytest.mark.promise("calls.logged")
+def test_a_call_is_recorded_together_with_what_it_changes(logged: Logged, runner: asyncio.Runner) -> None:
+    async def recorded() -> None:
+        world, caller, as_call, made = await _course(logged)
+        begun = await world.learning.select(caller, "tour", restart=False, to_latest=False, as_call=as_call)
+        done = (str(begun.progress.handle()), None)
+        moved = await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
+        again = await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
+        assert [each.is_recorded for each in (begun, moved, again)] == [True, True, False]
+        assert [call.outcome for call in made] == ["started", "advanced"]
+        assert await logged.calls() == made
+
+    runner.run(recorded())
+
+
+@pytest.mark.promise("calls.logged")
+def test_a_call_that_comes_too_late_to_change_anything_is_not_recorded_with_it(
+    logged: Logged, runner: asyncio.Runner
+) -> None:
+    async def recorded() -> None:
+        world, caller, as_call, made = await _course(logged)
+        commit = world.progress.commit
+
+        async def overtaken(*given: Any) -> bool:
+            world.progress.commit = commit  # type: ignore[method-assign]
+            handle = str(given[0].before.handle()) if given[0].before else None
+            if handle:
+                await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None)
+            else:
+                await world.learning.select(caller, "tour", restart=False, to_latest=False)
+            return await commit(*given)
+
+        world.progress.commit = overtaken  # type: ignore[method-assign]
+        begun = await world.learning.select(caller, "tour", restart=False, to_latest=False, as_call=as_call)
+        assert (begun.told, begun.is_recorded) == (Told.RESUMED, False)
+        world.progress.commit = overtaken  # type: ignore[method-assign]
+        handle = str(begun.progress.handle())
+        told = await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None, as_call=as_call)
+        assert (told.told, told.is_recorded) == (Told.REPEATED, False)
+        assert [call.outcome for call in made] == ["started", "advanced"]
+        assert await logged.calls() == []
+
+    runner.run(recorded())
+
+
+async def _course(logged: Logged) -> tuple[World, Caller, AsCall, list[ToolCall]]:
+    """Somebody before a walkthrough, what makes their calls, and those that it made."""
+    caller = await logged.caller()
+    await logged.world.publish("one", "two", "three", servers=("acme-guides",))
+    made: list[ToolCall] = []
+
+    def as_call(lesson: Lesson) -> ToolCall:
+        key = lesson.progress.key
+        at = {"walkthrough_id": key.walkthrough_id, "version": lesson.version.number, "input": {"walkthrough": "tour"}}
+        made.append(tool_call(caller, outcome=lesson.told, **at))
+        return made[-1]
+
+    return logged.world, caller, as_call, made
 
 
 def test_a_call_is_stored_once_however_often_it_is_recorded(logged: Logged, runner: asyncio.Runner) -> None:

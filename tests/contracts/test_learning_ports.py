@@ -93,10 +93,10 @@ async def test_a_resume_that_an_author_overtakes_is_recorded_all_the_same(world:
     caller, progress = await _begun(world, "a", "b")
     commit = world.progress.commit
 
-    async def overtaken(transition: Transition, publication: Publication) -> bool:
+    async def overtaken(*given: Any) -> bool:
         world.progress.commit = commit  # type: ignore[method-assign]
         await world.publish("a", "b", "c")
-        return await commit(transition, publication)
+        return await commit(*given)
 
     world.progress.commit = overtaken  # type: ignore[method-assign]
     lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)

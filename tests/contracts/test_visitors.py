@@ -17,7 +17,7 @@ from adapters.postgres.connections import Access, Database
 from adapters.postgres.visitors import PostgresVisitorStore
 from application.insight import PAUSE, TOO_FAST
 from application.limits import Limit
-from application.ports import Cohort, Counts, Measures, Visitor, VisitorStore
+from application.ports import Cohort, Counts, Measures, ToolCall, Visitor, VisitorStore
 from application.visitors import Spent, Visitors
 from domain.errors import CairnError, NotFound, WalkthroughNotStarted
 from domain.progress import (
@@ -315,7 +315,7 @@ async def test_nothing_is_begun_or_moved_on_a_visitor_who_is_in_an_account(visit
     # Decided while the visitor was still one, to be committed afterwards.
     decided: list[tuple[Transition, Publication]] = []
 
-    async def never(transition: Transition, publication: Publication) -> bool:
+    async def never(transition: Transition, publication: Publication, call: ToolCall | None) -> bool:
         decided.append((transition, publication))
         return False
 

@@ -49,7 +49,7 @@ async def _take(url: str, token: str, host: str, told: dict[str, Any] | None, pa
 
 
 @pytest.mark.promise("crash.nothing-lost")
-@pytest.mark.parametrize("point", ["before_commit", "after_commit", "before_log", "after_log"])
+@pytest.mark.parametrize("point", ["before_commit", "after_commit"])
 @pytest.mark.parametrize("at", [1, 2, 4])  # the select, a next, the last next
 async def test_a_service_killed_in_mid_call_loses_and_doubles_nothing(
     tenant: Tenant, owner: asyncpg.Connection, owner_url: str, point: str, at: int
@@ -82,9 +82,8 @@ async def test_a_service_killed_in_mid_call_loses_and_doubles_nothing(
     key = VersionKey(standing.organization_id, standing.walkthrough_id, 1)
     versions = {1: (await tenant.world.library.outlines([key]))[key]}
     assert replay(standing.progress.key, events, versions) == standing.progress
-    answered = await owner.fetchval(
-        "select count(*) from tool_calls where organization_id = $1 and outcome in ('started', 'resumed', 'advanced',"
-        " 'repeated', 'completed')",
+    recorded = await owner.fetch(
+        "select outcome from tool_calls where organization_id = $1 and outcome in ('started', 'advanced', 'completed')",
         tenant.server.key.organization_id,
     )
-    assert answered >= len(path) + 1
+    assert sorted(outcome for (outcome,) in recorded) == ["advanced", "advanced", "completed", "started"]

@@ -131,7 +131,7 @@ async def test_while_the_database_is_frozen_no_call_hangs_and_none_is_done_twice
 
 
 @pytest.mark.promise("calls.logged")
-async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
+async def test_a_call_that_cannot_be_recorded_is_not_answered_and_changes_nothing(
     tenant: Tenant, postgres: EmbeddedPostgres
 ) -> None:
     await tenant.publish("one", "two", "three")
@@ -143,14 +143,15 @@ async def test_a_call_whose_log_row_cannot_be_written_is_not_answered_as_done(
         await transaction.start()
         await holder.execute("lock table tool_calls in exclusive mode")
         try:
-            code, seconds = await _answer(me, "next_walkthrough_step", completed_step=handle)
-            assert code == "temporarily_unavailable"
-            assert seconds < _PROMISED_SECONDS
+            for tool, arguments in (("next_walkthrough_step", {"completed_step": handle}), ("list_walkthroughs", {})):
+                code, seconds = await _answer(me, tool, **arguments)
+                assert code == "temporarily_unavailable"
+                assert seconds < _PROMISED_SECONDS
         finally:
             await transaction.rollback()
             await holder.close()
-        repeated = await me.call("next_walkthrough_step", completed_step=handle)
-        assert (repeated["status"], repeated["step"]["key"]) == ("repeated", "two")
+        advanced = await me.call("next_walkthrough_step", completed_step=handle)
+        assert (advanced["status"], advanced["step"]["key"]) == ("advanced", "two")
 
 
 @pytest.mark.promise("unavailable")

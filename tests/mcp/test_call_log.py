@@ -19,7 +19,6 @@ from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds
 from application.limits import rates
 from application.ports import CallLog, ToolCall
-from domain.errors import TemporarilyUnavailable
 from domain.tenancy import Caller, Server
 from entrypoints.http.message import Refusal, Request, message_of, text_of
 from entrypoints.mcp.server import STATE_KEY, Arrival, McpEndpoint
@@ -183,11 +182,10 @@ async def test_a_row_that_is_late_leaves_the_call_unanswered_and_is_written_befo
     world = in_memory(memory)
     log = HeldLog(memory)
     async with _served(world, log) as served:
-        assert await served.told("select_walkthrough", walkthrough="tour", seconds=0.05) == "temporarily_unavailable"
-        assert await _standing(world, served.caller) == 1
+        assert await served.told("list_walkthroughs", seconds=0.05) == "temporarily_unavailable"
         assert memory.calls == {}
         asyncio.get_running_loop().call_later(0.05, log.released.set)
-    assert [call.outcome for call in memory.calls.values()] == ["started"]
+    assert [call.outcome for call in memory.calls.values()] == ["listed"]
 
 
 @pytest.mark.promise("calls.logged")
@@ -196,37 +194,58 @@ async def test_a_call_whose_client_goes_away_is_recorded() -> None:
     world = in_memory(memory)
     log = HeldLog(memory)
     async with _served(world, log) as served:
-        request = asyncio.create_task(served.told("select_walkthrough", walkthrough="tour"))
+        request = asyncio.create_task(served.told("list_walkthroughs"))
         await log.handed_in.wait()
         request.cancel()
         await asyncio.wait([request])
         assert request.cancelled()
         log.released.set()
-    assert [call.outcome for call in memory.calls.values()] == ["started"]
+    assert [call.outcome for call in memory.calls.values()] == ["listed"]
 
 
 @pytest.mark.promise("calls.logged")
-async def test_an_advance_whose_row_cannot_be_stored_is_told_as_repeated_by_the_next_try() -> None:
-    class RefusingLog(fakes.MemoryCallLog):
-        refuses = False
-
-        async def _record(self, call: ToolCall) -> None:
-            if self.refuses:
-                raise TemporarilyUnavailable from ValueError("no such row")
-            await super()._record(call)
-
+async def test_what_a_call_changes_is_stored_with_its_row_and_what_changes_nothing_is_handed_to_the_log() -> None:
     memory = fakes.Memory()
     world = in_memory(memory)
-    log = RefusingLog(memory)
+    log = HeldLog(memory)
     async with _served(world, log) as served:
         assert await served.told("select_walkthrough", walkthrough="tour") == "started"
         lesson = await world.learning.select(served.caller, "tour", restart=False, to_latest=False)
-        handle = str(lesson.progress.handle())
-        log.refuses = True
-        assert await served.told("next_walkthrough_step", completed_step=handle) == "temporarily_unavailable"
-        log.refuses = False
-        assert await served.told("next_walkthrough_step", completed_step=handle) == "repeated"
-    assert [call.outcome for call in memory.calls.values()] == ["started", "repeated"]
+        step = {"completed_step": str(lesson.progress.handle())}
+        assert await served.told("next_walkthrough_step", **step) == "advanced"
+        assert not log.handed_in.is_set()
+        again = asyncio.create_task(served.told("next_walkthrough_step", **step))
+        await log.handed_in.wait()
+        assert [call.outcome for call in memory.calls.values()] == ["started", "advanced"]
+        log.released.set()
+        assert await again == "repeated"
+    assert [(call.outcome, call.version, call.step_id is None) for call in memory.calls.values()] == [
+        ("started", 1, False),
+        ("advanced", 1, False),
+        ("repeated", 1, False),
+    ]
+
+
+@pytest.mark.promise("calls.logged")
+async def test_an_advance_whose_row_cannot_be_stored_moves_nobody_and_is_no_answer(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    world = on_postgres(database)
+    async with _served(world, world.calls) as served:
+        assert await served.told("select_walkthrough", walkthrough="tour") == "started"
+        lesson = await world.learning.select(served.caller, "tour", restart=False, to_latest=False)
+        step = {"completed_step": str(lesson.progress.handle())}
+        await owner.execute("alter table tool_calls add constraint none_moves check (outcome <> 'advanced')")
+        _, answer = await served.call("next_walkthrough_step", json.dumps(step))
+        assert answer["error"]["message"] == "Internal error"
+        await owner.execute("alter table tool_calls drop constraint none_moves")
+        assert await served.told("next_walkthrough_step", **step) == "advanced"
+    outcomes = await owner.fetch("select outcome, error_code from tool_calls order by created_at, id")
+    assert sorted(map(tuple, outcomes), key=str) == [
+        ("advanced", None),
+        ("error", "internal_error"),
+        ("started", None),
+    ]
 
 
 @pytest.mark.promise("limits")

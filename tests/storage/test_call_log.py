@@ -13,8 +13,10 @@ import pytest
 
 from adapters.postgres.call_log import PostgresCallLog
 from adapters.postgres.connections import Access, Database
+from application.learning import AsCall, Lesson
 from application.ports import ToolCall
 from domain.errors import TemporarilyUnavailable
+from domain.progress import Outcome
 from domain.tenancy import Caller
 from tests.calls import record, stored_calls, tool_call
 from tests.storage.conftest import until_waited_for
@@ -180,6 +182,33 @@ async def test_a_row_that_cannot_be_stored_fails_alone(
     before = counted.statements
     assert await _told(log, calls[:1] + calls[2:]) == [_STORED] * 3
     assert counted.statements - before == 1  # together again
+
+
+@pytest.mark.promise("calls.logged")
+async def test_what_a_call_changes_stays_as_it_was_where_the_call_cannot_be_recorded(
+    world: World, owner: asyncpg.Connection
+) -> None:
+    caller = await world.caller(await world.server())
+    await world.publish("one", "two")
+
+    def as_call(lesson: Lesson) -> ToolCall:
+        return tool_call(caller, outcome="error")  # without a code, which the table does not take
+
+    async def select(as_call: AsCall | None) -> Lesson:
+        return await world.learning.select(caller, "tour", restart=False, to_latest=False, as_call=as_call)
+
+    with pytest.raises(asyncpg.CheckViolationError):
+        await select(as_call)
+    (standing,) = await world.catalogue.standings(caller)
+    assert standing.progress is None
+    begun = (await select(None)).progress
+    done = (str(begun.handle()), None)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
+    (standing,) = await world.catalogue.standings(caller)
+    assert standing.progress == begun
+    assert [event.kind for event in await world.progress.events(begun.key)] == ["started"]
+    assert await stored_calls(owner) == []
 
 
 @pytest.mark.promise("calls.logged")

@@ -362,7 +362,8 @@ async def test_every_hot_statement_names_the_organisation_as_a_plain_equality(
             statements, is_owners, _ = await _inside(owner, sent)
             looked_at = []
             for statement in statements:
-                asked, _ = _by_what_it_uses(statement) if is_owners else (statement, [])  # $1 is to stay so
+                asked, used = _by_what_it_uses(statement)
+                assert is_owners or used[0] == 1  # and so $1 stays what it is
                 await owner.execute(f"prepare hot as {asked}")
                 count = await owner.fetchval(_PARAMETERS)
                 nothing = ", ".join(["null"] * count)

@@ -120,8 +120,8 @@ HOT: dict[str, Callable[[World, Database], Awaitable[object]]] = {
     "an outline": lambda world, _: world.library.outlines(_VERSIONS[:1]),
     "five outlines": lambda world, _: world.library.outlines(_VERSIONS),
     "steps": lambda world, _: _step_and_those_after_it(world),
-    "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED), _PUBLISHED),
-    "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED), _PUBLISHED),
+    "an advance": lambda world, _: world.progress.commit(_moved(_STANDING, EventKind.ADVANCED), _PUBLISHED, _CALL),
+    "a start": lambda world, _: world.progress.commit(_moved(_NEW, EventKind.STARTED), _PUBLISHED, _CALL),
     "whether it is noted": lambda world, _: world.progress.is_noted(_KEY, 1, StepId("n3"), None),
     "events": lambda world, _: world.progress.events(_KEY),
     "the log": lambda world, _: record(world.calls, _CALL),
@@ -227,6 +227,7 @@ Nested Loop
     Result
       Index Scan walkthrough_steps_pkey
 """
+_RECORDED = "\nInsert tool_calls\n  Function Scan\n"
 # The plan for any arguments; and how many rows that and the one for these arguments read at most, and how many pages.
 # These are what was measured with 3,000,000 rows, and a little more: an index is a page deeper there than here. A list
 # has four rows for each of fifty walkthroughs, of which a bitmap counts one twice.
@@ -256,7 +257,8 @@ Insert walkthrough_progress_events
   Nested Loop
     CTE Scan moved
     Values Scan
-""",
+"""
+        + _RECORDED,
     ),
     "a start": (
         *(3, 46),
@@ -273,11 +275,12 @@ Insert walkthrough_progress_events
         Result
           Index Scan mcp_server_users_pkey
   CTE Scan begun
-""",
+"""
+        + _RECORDED,
     ),
     "whether it is noted": (1, 6, "\nResult\n  Result\n    Index Scan walkthrough_progress_events_pkey\n"),
     "events": (1, 6, "\nResult\n  Index Scan walkthrough_progress_events_pkey\n"),
-    "the log": (0, 12, "\nInsert tool_calls\n  Function Scan\n"),
+    "the log": (0, 12, _RECORDED),
     "the server of a slug": (1, 6, "\nIndex Scan mcp_servers_slug_key\n"),
     "the server of a domain": (
         *(1, 8),

@@ -122,12 +122,22 @@ async def test_a_trace_goes_from_the_callers_span_through_request_and_tool_to_th
     }
     assert _attributes(commit) == {"db.system.name": "postgresql"}
     assert len([name for name in spans if name.startswith("tools/call")]) == 1, "the SDK adds none of its own"
-    assert "record_tool_calls" not in spans, "the call log writes what several requests hand in"
     (line,) = [each for each in lines(tenant.service, "request") if each.get("trace_id") == _TRACE]
     assert line["request_id"] == answer.headers["x-request-id"]
     told = b"".join(span.SerializeToString() for span in collector.received)
     for secret in (_EMAIL, "guide", "one", tenant.server.slug):
         assert secret.encode() not in told, secret
+
+
+async def test_what_the_call_log_writes_for_several_requests_is_in_nobodys_trace(
+    tenant: Tenant, collector: Collector
+) -> None:
+    collector.received.clear()
+    assert (await _call(tenant, "list_walkthroughs")).status_code == 200
+    wait_until(lambda: "POST /mcp" in collector.spans(_TRACE))
+    spans = collector.spans(_TRACE)
+    assert "standings_here" in spans
+    assert "record_tool_calls" not in spans
 
 
 async def test_a_parent_in_the_message_is_the_parent_of_what_is_done_about_it(
