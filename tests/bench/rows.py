@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shutil
@@ -29,9 +30,10 @@ import asyncpg
 import msgspec
 
 from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres.call_log import call_json
 from adapters.postgres.connections import Access, Database
-from adapters.postgres.learning import PostgresVersionLibrary, _size_in_memory
-from domain.tenancy import WalkthroughId
+from adapters.postgres.learning import PostgresCatalogue, PostgresVersionLibrary, _size_in_memory
+from domain.tenancy import Caller, Millis, WalkthroughId
 from domain.walkthrough import VersionKey
 from tests.bench import stores
 from tests.bench.clients import Person, Record, Task
@@ -401,7 +403,8 @@ _PGBENCH = """\
 select advance_progress('{organization}', '{server}', :who, '{walkthrough}', :before, 1, 1, '{step}', {then},
   1, true, false, 1, 1, :revision, 'in_progress', '{step}', '{{}}', {then}, {then}, null,
   :revision, 1, 1, 'advanced', '{step}', '{step}', 'done', null, {then},
-  null, null, null, null, null, null, null, null, null)
+  null, null, null, null, null, null, null, null, null,
+  '{call}' || :who || '_' || :revision || '{rest}')
 """
 # For each round, somebody for each of pgbench's clients, whose id is a number.
 _NUMBERED = """
@@ -428,6 +431,9 @@ def commit(bench: Bench) -> Iterator[Figure]:
     learners = database.learners()[: 2 * CONNECTIONS][CONNECTIONS:]
     first = learners[0]
     walkthrough = first.walkthrough_ids[0]
+    caller = Caller(first.server, first.user_id)
+    recorded = asyncio.run(_recorded(database, caller, walkthrough))
+    call, rest = recorded.split("NUMBER")
     script = bench.folder / "commit.sql"
     script.write_text(
         _PGBENCH.format(
@@ -436,6 +442,8 @@ def commit(bench: Bench) -> Iterator[Figure]:
             walkthrough=walkthrough,
             step=database.step_id(walkthrough, 1),
             then=_THEN,
+            call=call,
+            rest=rest,
         )
     )
     asyncio.run(_make_numbered(database, first, CONNECTIONS * _ROUNDS))
@@ -492,6 +500,15 @@ def _pgbench() -> str:
     if found is None:
         raise Unfair("there is no pgbench: install PostgreSQL's own")
     return found
+
+
+async def _recorded(database: Seeded, caller: Caller, walkthrough: WalkthroughId) -> str:
+    """The call of an advance as JSON, as pgbench takes it: a colon with a word right behind it is a variable there."""
+    async with Database(Access(database.service_url), pool_size=1) as stored:
+        (standing,) = await PostgresCatalogue(stored).matching(caller, walkthrough)
+    assert standing.progress is not None
+    call = stores.call_of(caller, replace(standing.progress, last_activity_at=Millis(_THEN)), "call_NUMBER")
+    return json.dumps(msgspec.json.decode(call_json(call)))
 
 
 async def _make_numbered(database: Seeded, like: Learner, count: int) -> None:

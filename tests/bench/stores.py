@@ -18,8 +18,9 @@ import uvloop
 from adapters.postgres.connections import Access, Database
 from adapters.postgres.learning import PostgresCatalogue, PostgresProgressStore
 from adapters.postgres.tenancy import PostgresServerDirectory
+from application.ports import ToolCall
 from domain.progress import EventKind, Outcome, Progress, ProgressEvent, Told, Transition
-from domain.tenancy import Caller, OrganizationId, ServerId, ServerKey, UserId
+from domain.tenancy import Caller, CallId, OrganizationId, ServerId, ServerKey, UserId
 from tests.bench.clients import Record
 
 
@@ -85,11 +86,33 @@ async def _advancing(database: Database, person: tuple[str, str, str, str]) -> C
             occurred_at=progress.last_activity_at,
         )
         after = replace(progress, revision=event.revision)
-        is_stored = await store.commit(Transition(progress, after, (event,), Told.ADVANCED), standing.publication)
+        transition = Transition(progress, after, (event,), Told.ADVANCED)
+        call = call_of(caller, after, f"call_{user}_{after.revision}")
+        is_stored = await store.commit(transition, standing.publication, call)
         progress = after
         return is_stored
 
     return advance
+
+
+def call_of(caller: Caller, progress: Progress, call_id: str) -> ToolCall:
+    """What is recorded of the advance that led there."""
+    return ToolCall(
+        id=CallId(call_id),
+        caller=caller,
+        tool_name="next_walkthrough_step",
+        client_name="bench",
+        client_version="1.0.0",
+        protocol_version="2026-07-28",
+        walkthrough_id=progress.key.walkthrough_id,
+        version=progress.version,
+        step_id=progress.current_step_id,
+        outcome=Told.ADVANCED,
+        error_code=None,
+        duration_us=1_000,
+        input={"completed_step": str(progress.handle())},
+        created_at=progress.last_activity_at,
+    )
 
 
 def _looking_up(database: Database, slugs: Sequence[str]) -> Callable[[], Awaitable[bool]]:
