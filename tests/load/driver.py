@@ -1,14 +1,16 @@
-"""Assistants that call without a pause or at a set rate, cheap enough that the service is what is measured."""
+"""Assistants that call without a pause or all at once, cheap enough that the service is what is measured."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.processes import Serving
 from tests.serving.conftest import call
 from tests.serving.raw import Connection, Reply, modern, request
 
@@ -30,12 +32,20 @@ class Line:
 
     async def ask(self, content: bytes) -> Reply:
         """The answer to one request, which is sent once."""
+        await self.send(content)
+        return await self.reply()
+
+    async def send(self, content: bytes) -> None:
+        """Sends one request; its answer is to be asked for before the next."""
         if self._connection is None:
             address = urlsplit(self.url)
             self._connection = Connection(*await asyncio.open_connection(address.hostname, address.port))
-        connection = self._connection
-        await connection.send(content)
-        reply = await connection.reply()
+        await self._connection.send(content)
+
+    async def reply(self) -> Reply:
+        """The answer to what was sent last."""
+        assert self._connection is not None
+        reply = await self._connection.reply()
         if "close" in reply.headers.get("connection", ""):
             self.close()
         return reply
@@ -47,88 +57,47 @@ class Line:
 
 
 @dataclass
-class Figures:
+class Answers:
     """What a load was answered with."""
 
-    seconds: float = 0.0
-    accepted: list[float] = field(default_factory=list)
-    """How long each took that was answered, in seconds."""
-    shed: list[float] = field(default_factory=list)
-    others: list[Reply] = field(default_factory=list)
+    accepted: int = 0
     sheds: list[Reply] = field(default_factory=list)
+    others: list[Reply] = field(default_factory=list)
 
-    def add(self, reply: Reply, seconds: float) -> None:
+    def add(self, reply: Reply) -> None:
         if reply.status == 503:
-            self.shed.append(seconds)
             self.sheds.append(reply)
         elif reply.status == 200 and b'"isError":true' not in reply.body:
-            self.accepted.append(seconds)
+            self.accepted += 1
         else:
             self.others.append(reply)
 
-    @property
-    def goodput(self) -> float:
-        return len(self.accepted) / self.seconds
 
-    def percentile(self, share: float) -> float:
-        return sorted(self.accepted)[int(share * (len(self.accepted) - 1))]
-
-    def __str__(self) -> str:
-        if not self.accepted:
-            return f"nothing accepted, {len(self.shed)} shed, {len(self.others)} others in {self.seconds:.1f} s"
-        return (
-            f"{self.goodput:.0f}/s, p50 {self.percentile(0.5) * 1e3:.1f} ms, p99 {self.percentile(0.99) * 1e3:.1f} ms, "
-            f"{len(self.shed)} shed, {len(self.others)} others in {self.seconds:.1f} s"
-        )
-
-
-async def closed_loop(url: str, contents: Sequence[bytes], clients: int, seconds: float) -> Figures:
-    """So many clients, each of which calls again as soon as it is answered."""
-    figures = Figures()
-    began = time.monotonic()
+async def closed_loop(url: str, contents: Sequence[bytes], clients: int, times: int) -> Answers:
+    """So many clients, each of which calls so often, and again as soon as it is answered."""
+    answers = Answers()
 
     async def calls(number: int) -> None:
         line = Line(url)
-        while time.monotonic() < began + seconds:
-            sent = time.monotonic()
-            figures.add(await line.ask(contents[number % len(contents)]), time.monotonic() - sent)
+        for turn in range(times):
+            answers.add(await line.ask(contents[(number + turn * clients) % len(contents)]))
         line.close()
 
     async with asyncio.TaskGroup() as group:
         for number in range(clients):
             group.create_task(calls(number))
-    figures.seconds = time.monotonic() - began
-    return figures
+    return answers
 
 
-async def open_loop(url: str, contents: Sequence[bytes], rate: float, seconds: float, lines: int) -> Figures:
-    """So many calls a second, whether the earlier ones are answered or not, over at most so many connections.
-
-    Sheds come back at once, so that there is always a connection free.
-    """
-    figures = Figures()
-    free: asyncio.Queue[Line] = asyncio.Queue()
-    for _ in range(lines):
-        free.put_nowait(Line(url))
-    began = time.monotonic()
-
-    async def one(number: int) -> None:
-        line = await free.get()
-        sent_at = time.monotonic()
-        try:
-            reply = await line.ask(contents[number % len(contents)])
-            figures.add(reply, time.monotonic() - sent_at)
-        finally:
-            free.put_nowait(line)
-
-    async with asyncio.TaskGroup() as group:
-        sent = 0
-        while (now := time.monotonic()) < began + seconds:
-            while sent < (now - began) * rate:
-                group.create_task(one(sent))
-                sent += 1
-            await asyncio.sleep(0.002)
-    figures.seconds = time.monotonic() - began
-    while not free.empty():
-        free.get_nowait().close()
-    return figures
+async def burst(service: Serving, lines: Sequence[Line], contents: Sequence[bytes]) -> Answers:
+    """A call on each line, all of which are there before the service looks at the first of them."""
+    answers = Answers()
+    os.kill(service.pid, signal.SIGSTOP)
+    try:
+        for number, line in enumerate(lines):
+            await line.send(contents[number % len(contents)])
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    for reply in await asyncio.gather(*(line.reply() for line in lines)):
+        answers.add(reply)
+    return answers
