@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import settings
 from sqlalchemy import make_url
 
 from adapters.embedded_postgres import EmbeddedPostgres
@@ -20,6 +21,10 @@ from adapters.postgres.schema import migrate
 
 _TEMPLATE = "cairn_template"
 _names = count(1)
+
+# However long an example takes: the machine may be busy. What a plugin has chosen before stays so.
+settings.register_profile("unhurried", settings.default, deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
