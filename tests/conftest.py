@@ -16,8 +16,9 @@ from hypothesis import settings
 from sqlalchemy import make_url
 
 from adapters.embedded_postgres import EmbeddedPostgres
-from adapters.postgres.connections import Access, Database
+from adapters.postgres.connections import Database
 from adapters.postgres.schema import migrate
+from tests.patience import Patient
 
 _TEMPLATE = "cairn_template"
 _names = count(1)
@@ -94,7 +95,7 @@ async def owner(owner_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 async def database(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Database]:
     """The service's pools, working as the role that owns nothing."""
-    async with Database(Access(owner_url, assume_role=True)) as opened:
+    async with Database(Patient(owner_url, assume_role=True)) as opened:
         yield opened
 
 

@@ -20,6 +20,7 @@ from domain.progress import Outcome, Told, replay
 from domain.tenancy import Caller, StepId
 from domain.walkthrough import PublishPolicy, Step, StepText, VersionKey
 from tests.faults.test_races import held_back
+from tests.patience import until_waiting
 from tests.storage.conftest import until_waited_for
 from tests.torture.checker import violations
 from tests.worlds import World, manuscript, on_postgres
@@ -192,12 +193,7 @@ async def test_a_step_that_is_completed_while_a_version_is_published_counts(
     handle = str(lesson.progress.handle())
     async with held_back(owner_url, owner, _PROGRESS, 1):
         advance = asyncio.create_task(world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None))
-        holder_seen = (
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'cairn'"
-        )
-        async with asyncio.timeout(2):
-            while not await owner.fetchval(holder_seen):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                await asyncio.sleep(0)
+        await until_waiting(owner)
         assert await world.publish("n", "a", "b", "c", policy=policy) == 2
         assert not advance.done()
     lesson = await advance

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from adapters.postgres.authorization import PostgresAuthorizationServer
-from adapters.postgres.connections import Access, Database
+from adapters.postgres.connections import Database
 from adapters.postgres.people import PostgresPersonalDataStore
 from adapters.rate_limits import MemoryRateLimits
 from adapters.system import RandomIds
@@ -41,6 +41,7 @@ from domain.tenancy import Millis, Server, UserId
 from tests.fakes import SetClock
 from tests.fakes_sign_in import MemoryClientDocuments
 from tests.faults.test_races import held_back
+from tests.patience import Patient, until_waiting
 from tests.worlds import World, on_postgres
 
 NOW = Millis(1_700_000_000_000)
@@ -50,10 +51,6 @@ CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest())
 DOCUMENT_URL = "https://client.example.com/oauth/client.json"
 DOCUMENT = {"client_id": DOCUMENT_URL, "client_name": "Docs", "redirect_uris": ["https://client.example.com/cb"]}
 FAMILY = "select 1 from oauth_grants for update"
-WAITING = """
-select exists (select from pg_stat_activity
- where datname = current_database() and application_name = 'cairn' and wait_event_type = 'Lock')
-"""
 
 
 @dataclass
@@ -160,7 +157,7 @@ async def processes(owner_url: str, host: Host) -> AsyncIterator[Sequence[Postgr
     async with AsyncExitStack() as stack:
         yield [
             PostgresAuthorizationServer(
-                await stack.enter_async_context(Database(Access(owner_url, assume_role=True))), RandomIds()
+                await stack.enter_async_context(Database(Patient(owner_url, assume_role=True))), RandomIds()
             )
             for _ in range(4)
         ]
@@ -484,9 +481,7 @@ async def test_nothing_is_issued_past_a_revocation(
     # They queue up in this order.
     async with held_back(owner_url, owner, FAMILY, 2):
         tasks = {first: begin[first]()}
-        async with asyncio.timeout(2):
-            while not await owner.fetchval(WAITING):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                await asyncio.sleep(0)
+        await until_waiting(owner)
         tasks[second] = begin[second]()
     refreshed, revoked = await tasks["refresh"], await tasks["revoke"]
     assert revoked.status == 200
@@ -526,9 +521,7 @@ async def test_whoever_is_erased_while_they_finish_is_given_nothing_and_nobody_w
     # They queue up in this order.
     async with held_back(owner_url, owner, "select 1 from oauth_authorizations for update", 2):
         tasks: dict[str, asyncio.Task[Any]] = {first: begin[first]()}
-        async with asyncio.timeout(2):
-            while not await owner.fetchval(WAITING):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                await asyncio.sleep(0)
+        await until_waiting(owner)
         tasks[second] = begin[second]()
     finished, erased = await tasks["finish"], await tasks["erase"]
     assert (finished.location is not None) is (first == "finish")

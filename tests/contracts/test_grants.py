@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from adapters.postgres.connections import Access, Database
+from adapters.postgres.connections import Database
 from adapters.postgres.tenancy import PostgresTokenStore
 from application.identity import Identity
 from application.ports import TokenListing
 from domain.oauth import CODE_LIFETIME, REFRESH_LIFETIME
 from domain.tenancy import Millis, UserId
-from tests.contracts.test_authorization import FAMILY, NOW, WAITING, Host, error_of, make_host
+from tests.contracts.test_authorization import FAMILY, NOW, Host, error_of, make_host
 from tests.fakes import SetClock
 from tests.faults.test_races import held_back
+from tests.patience import Patient, until_waiting
 from tests.worlds import World
 
 
@@ -152,7 +153,7 @@ async def test_nothing_is_issued_past_an_operators_revocation(
 ) -> None:
     token = (await host.sign_in())["refresh_token"]
     grant_id = await the_grant(host)
-    async with Database(Access(owner_url, assume_role=True)) as another:
+    async with Database(Patient(owner_url, assume_role=True)) as another:
         identity = Identity(PostgresTokenStore(another), host.ids, SetClock(NOW))
         begin = {
             "refresh": lambda: asyncio.create_task(host.refresh(token)),
@@ -161,9 +162,7 @@ async def test_nothing_is_issued_past_an_operators_revocation(
         (second,) = begin.keys() - {first}
         async with held_back(owner_url, owner, FAMILY, 2):
             tasks = {first: begin[first]()}
-            async with asyncio.timeout(2):
-                while not await owner.fetchval(WAITING):  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                    await asyncio.sleep(0)
+            await until_waiting(owner)
             tasks[second] = begin[second]()
         assert await tasks["revoke"] == 1
         assert (await tasks["refresh"]).status == (200 if first == "refresh" else 400)

@@ -11,13 +11,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from adapters.postgres.connections import Access, Database
+from adapters.postgres.connections import Database
 from adapters.postgres.sign_in import PostgresPeople, PostgresSignInStore
 from application.ports import People, SignInKey, SignInStore, SignInUnderWay
 from domain.sign_in import MAX_TRIES, SIGN_IN_LIFETIME, IdentityKey, SignInState, Stage, Trouble
 from domain.tenancy import Millis, Server, UserId
 from tests.fakes import Memory
 from tests.fakes_sign_in import MemoryPeople, MemorySignInStore
+from tests.patience import Patient, until_waiting
 from tests.worlds import World, in_memory, on_postgres
 
 OKTA = "https://acme.okta.example"
@@ -226,18 +227,12 @@ async def test_what_was_typed_is_forgotten_when_the_next_begins_after_its_time(
     )
 
 
-_WAITING = """
-select count(*) from pg_stat_activity
- where datname = current_database() and application_name = 'cairn' and wait_event_type = 'Lock'
-"""
-
-
 @asynccontextmanager
 async def connections(owner_url: str, count: int) -> AsyncIterator[list[Database]]:
     """The pools of as many processes as give `count` connections, all of them made."""
     async with AsyncExitStack() as stack:
         pools = [
-            await stack.enter_async_context(Database(Access(owner_url, assume_role=True))) for _ in range(count // 2)
+            await stack.enter_async_context(Database(Patient(owner_url, assume_role=True))) for _ in range(count // 2)
         ]
         for pool in pools:
             async with pool.transaction(None), pool.transaction(None):
@@ -256,9 +251,7 @@ async def race(
         await holder.execute(statement)
     try:
         tasks = [asyncio.ensure_future(call()) for call in calls]
-        async with asyncio.timeout(2.4):
-            while await owner.fetchval(_WAITING) < 8:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                await asyncio.sleep(0)
+        await until_waiting(owner, 8)
     finally:
         await transaction.rollback()
         await holder.close()

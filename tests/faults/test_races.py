@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,13 +13,18 @@ import pytest
 
 from domain.progress import EventKind, replay
 from domain.walkthrough import PublishPolicy, VersionKey
+from tests.patience import until_waiting
+from tests.processes import Serving, serving
 from tests.serving.conftest import Tenant
 
 _CONTENDERS = 8  # as many as a process has connections
-_WAITING = """
-select count(*) from pg_stat_activity
- where datname = current_database() and application_name = 'cairn' and wait_event_type = 'Lock'
-"""
+
+
+@pytest.fixture(scope="module")
+def service(owner_url: str) -> Iterator[Serving]:
+    """`cairn serve` in which whoever has come waits until all have."""
+    with serving("serve", "--port", "0", module="tests.patient_server", CAIRN_DATABASE_URL=owner_url) as running:
+        yield running
 
 
 @asynccontextmanager
@@ -31,10 +36,7 @@ async def held_back(owner_url: str, owner: asyncpg.Connection, lock: str, conten
     await holder.execute(lock)
     try:
         yield
-        # Shorter than the service's own lock timeout, so that what is waited for is really still waiting.
-        async with asyncio.timeout(2.4):
-            while await owner.fetchval(_WAITING) < contenders:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                await asyncio.sleep(0)
+        await until_waiting(owner, contenders)
     finally:
         await transaction.rollback()
         await holder.close()

@@ -15,11 +15,11 @@ import httpx2
 import pytest
 
 from adapters.postgres.connections import Database
+from tests.patience import until_waiting
 from tests.processes import serving
 from tests.serving.conftest import call, make_tenant
 from tests.sign_in.conftest import REDIRECT_URI, Asking, Host, Mailbox, answered
 
-WAITING = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 METADATA = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
 
 
@@ -503,9 +503,7 @@ async def test_whoever_comes_while_every_connection_is_taken_is_told_to_come_aga
             await holder.execute("lock table oauth_authorizations in access exclusive mode")
             # As many as a process has connections for all but tool calls.
             waiting = [asyncio.create_task(browser.http.get(path)) for _ in range(4)]
-            async with asyncio.timeout(2):
-                while await owner.fetchval(WAITING) < 4:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-                    await asyncio.sleep(0)
+            await until_waiting(owner, 4)
             form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "x"}
             page, token = await asyncio.gather(browser.http.get(path), browser.http.post("/token", data=form))
         assert [(each.status_code, each.headers["retry-after"]) for each in (page, token)] == [(503, "1")] * 2

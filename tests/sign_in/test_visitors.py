@@ -6,16 +6,15 @@ import asyncio
 import hashlib
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 import httpx2
 import pytest
 
-from adapters.postgres.connections import Access, Database
+from adapters.postgres.connections import Database
 from adapters.postgres.visitors import PostgresVisitorStore
 from adapters.system import RandomIds, SystemClock
 from application.learning import Lesson
@@ -26,6 +25,7 @@ from domain.errors import CairnError, TemporarilyUnavailable, TooManyRequests
 from domain.progress import EventKind, Outcome, Progress, ProgressKey, Status, StepHandle, Told, replay
 from domain.tenancy import AuthMode, Caller, Millis, Server, ServerKey, UserId
 from domain.walkthrough import VersionKey
+from tests.patience import PATIENCE_SECONDS, Patient, until_waiting
 from tests.processes import Serving, learner
 from tests.serving.conftest import call, make_tenant, service
 from tests.worlds import World, in_memory, on_postgres
@@ -33,7 +33,6 @@ from tests.worlds import World, in_memory, on_postgres
 __all__ = ["service"]
 
 _CONTENDERS = 16  # on either side
-_SECONDS = 30  # in which whoever is faster has come to an end
 
 
 class Limits:
@@ -97,19 +96,6 @@ async def place(database: Database) -> Place:
     return await make_place(database)
 
 
-class Patient(Access):
-    """Waits for locks longer than a service does, so that many meet at one row on a busy machine, too."""
-
-    def connect_arguments(self) -> Mapping[str, Any]:
-        arguments = super().connect_arguments()
-        settings = {"lock_timeout": f"{_SECONDS}s", "statement_timeout": f"{_SECONDS}s"}
-        return {
-            **arguments,
-            "command_timeout": _SECONDS,
-            "server_settings": arguments["server_settings"] | settings,
-        }
-
-
 @asynccontextmanager
 async def meeting(
     owner_url: str, owner: asyncpg.Connection, lock: str, contenders: int
@@ -119,22 +105,13 @@ async def meeting(
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute(lock)
-    async with asyncio.timeout(_SECONDS), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
         try:
             yield tasks
             await until_waiting(owner, contenders)
         finally:
             await transaction.rollback()
             await holder.close()
-
-
-async def until_waiting(owner: asyncpg.Connection, contenders: int = 1) -> None:
-    waiting = (
-        "select count(*) from pg_stat_activity"
-        " where datname = current_database() and application_name = 'cairn' and wait_event_type = 'Lock'"
-    )
-    while await owner.fetchval(waiting) < contenders:  # noqa: ASYNC110  # PostgreSQL sets no event of ours
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -428,8 +405,7 @@ async def test_a_merge_that_waited_for_the_accounts_own_beginning_is_decided_aga
         *whose,
     )
     kept = asyncio.create_task(place.keep())
-    async with asyncio.timeout(2.4):
-        await until_waiting(owner)
+    await until_waiting(owner)
     await transaction.commit()
     await beginning.close()
     assert await kept
@@ -450,8 +426,7 @@ async def test_a_beginning_that_waited_for_the_merge_begins_nothing(
     await merging.execute("select 1 from mcp_server_users where id = $1 for update", visitor)
     await merging.execute("update mcp_server_users set merged_into = $2 where id = $1", visitor, ada)
     begun = asyncio.create_task(place.select(place.visitor))
-    async with asyncio.timeout(2.4):
-        await until_waiting(owner)
+    await until_waiting(owner)
     await transaction.commit()
     await merging.close()
     with pytest.raises(TemporarilyUnavailable):
