@@ -58,7 +58,7 @@ class RedisServer:
 
     def ask(self, command: str) -> bytes:
         """What it answers to an inline command, as it stands on the wire and as far as it has come."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=_START_SECONDS) as connection:
             connection.sendall(command.encode() + b"\r\n")
             return connection.recv(65_536)
 
