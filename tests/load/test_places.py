@@ -13,14 +13,17 @@ from application.limits import Limit
 from entrypoints.http.gate import Gate
 from entrypoints.http.load import Load, Shed, Work
 from entrypoints.http.message import Refusal
+from tests.patience import PATIENCE_SECONDS
 from tests.serving.conftest import call
 from tests.worlds import in_memory
 
 pytestmark = pytest.mark.promise("shedding")
 
+_SECONDS = 0.3  # that somebody waits in the line: more than the machine does anything else between two lines of a test
+
 
 async def _ended(*tasks: asyncio.Task[None]) -> list[BaseException | None]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.wait(tasks)
     return [task.exception() for task in tasks]
 
@@ -52,7 +55,7 @@ async def test_whoever_comes_when_the_line_is_full_is_refused_at_once_and_the_li
 
 
 async def test_whoever_would_be_answered_late_is_refused_and_holds_nobody_up() -> None:
-    load, order = Load(places=1, line=3, line_seconds=0.01), []
+    load, order = Load(places=1, line=3, line_seconds=_SECONDS), []
     await load.take_place()
     first, *late = [_waits(load, order, number) for number in range(3)]
     await asyncio.sleep(0)
@@ -68,7 +71,7 @@ async def test_whoever_would_be_answered_late_is_refused_and_holds_nobody_up() -
 
 
 async def test_where_nothing_moves_those_in_the_line_go_on_up_to_a_bound() -> None:
-    load, order = Load(places=2, line=3, line_seconds=0.01), []
+    load, order = Load(places=2, line=3, line_seconds=_SECONDS), []
     assert await _ended(*(_waits(load, order, number) for number in range(5))) == [None] * 5
     assert (order, load.in_work, load.waiting) == ([0, 1, 2, 3, 4], 5, 0)
     # Whoever comes now waits for as long, but there are enough.

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from adapters.postgres.connections import Access, Database
 from adapters.postgres.pool import ConnectionPool
 from domain.errors import TemporarilyUnavailable
+from tests.patience import PATIENCE_SECONDS
 
-_LONG = 5.0  # longer than it takes
+_LONG = PATIENCE_SECONDS
 _POOLED = """
 select pid from pg_stat_activity where application_name in ('pooled', 'cairn') and datname = current_database()
 """
@@ -42,7 +43,7 @@ async def make(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Calla
 
 async def _until_left(owner: asyncpg.Connection, *pids: int) -> None:
     """Until the server has these of the pool's connections, and no others."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while {row["pid"] for row in await owner.fetch(_POOLED)} != set(pids):
             pass
 
@@ -50,7 +51,7 @@ async def _until_left(owner: asyncpg.Connection, *pids: int) -> None:
 async def _end(owner: asyncpg.Connection, connection: asyncpg.Connection) -> None:
     """Has the server end a connection, and waits until its client knows."""
     await owner.execute("select pg_terminate_backend($1)", connection.get_server_pid())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not connection.is_closed():
             await owner.execute("select")
 
@@ -181,7 +182,7 @@ async def test_whoever_gives_up_while_a_connection_is_made_leaves_neither_it_nor
         leaving, behind = _takes(pool, [], "leaving"), _takes(pool, [], "behind")
         await begun.wait()
         leaving.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await ended.wait()
             pool.give_back(await behind)
     assert (pool.in_use, pool.free) == (0, 1)
@@ -304,11 +305,11 @@ async def test_a_statement_that_is_given_up_ends_with_its_connection(
             await connection.execute("select pg_sleep(600)", timeout=0.3 if by == "its time" else None)
 
     resting = asyncio.create_task(rest())
-    busy = "select state = 'active' from pg_stat_activity where pid = $1"
-    async with asyncio.timeout(10):
-        while not await owner.fetchval(busy, before):
-            pass
     if by == "its caller":
+        busy = "select state = 'active' from pg_stat_activity where pid = $1"
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await owner.fetchval(busy, before):
+                pass
         resting.cancel()
     with pytest.raises(asyncio.CancelledError if by == "its caller" else TemporarilyUnavailable):
         await resting
@@ -326,11 +327,9 @@ async def test_what_the_database_itself_refuses_costs_no_connection(
     with pytest.raises(asyncpg.UniqueViolationError):
         async with single.hot() as connection:
             await connection.execute("insert into organizations values ('o', 'o', 'O', 1), ('o', 'o', 'O', 1)")
-    async with single.hot() as connection:
-        await connection.execute("set statement_timeout = 10")
     with pytest.raises(TemporarilyUnavailable) as refused:
-        async with single.hot() as connection:
-            await connection.execute("select pg_sleep(600)")
+        async with single.hot() as connection:  # of the two, neither stays
+            await connection.execute("set statement_timeout = 10; select pg_sleep(600)")
     assert isinstance(refused.value.__cause__, asyncpg.QueryCanceledError)
     assert single.connections()["calls"] == (0, 1)
     assert await _pid(single) == before
