@@ -122,7 +122,12 @@ async def test_a_trace_goes_from_the_callers_span_through_request_and_tool_to_th
     }
     assert _attributes(commit) == {"db.system.name": "postgresql"}
     assert len([name for name in spans if name.startswith("tools/call")]) == 1, "the SDK adds none of its own"
-    (line,) = [each for each in lines(tenant.service, "request") if each.get("trace_id") == _TRACE]
+
+    def its_lines() -> list[dict[str, Any]]:
+        return [each for each in lines(tenant.service, "request") if each.get("trace_id") == _TRACE]
+
+    wait_until(lambda: bool(its_lines()))
+    (line,) = its_lines()
     assert line["request_id"] == answer.headers["x-request-id"]
     told = b"".join(span.SerializeToString() for span in collector.received)
     for secret in (_EMAIL, "guide", "one", tenant.server.slug):
