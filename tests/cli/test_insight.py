@@ -28,6 +28,7 @@ MINUTE, DAY = 60_000, 86_400_000
 NASTY = "=1+1 \x1b[31mred\x1b[0m\nsecond line\x07 \u202eevil\x9b2J"
 # Each of its letters from the East takes two columns.
 TITLE = "Täglich " + "日本語 " * 20
+_NOW = int(time.time() * 1000)  # once: it may be midnight between two tests, or within one
 _runs = count(1)
 
 
@@ -42,7 +43,7 @@ def on_world(owner_url: str) -> Callable[[Any], str]:
         async def acted() -> None:
             async with Database(Access(owner_url, assume_role=True)) as database:
                 world = on_postgres(database, ids=CountedIds(number * 1_000_000))
-                world.clock.time = int(time.time() * 1000) - 40 * DAY
+                world.clock.time = _NOW - 40 * DAY
                 await world.server(slug, slug)
                 await act(world, slug)
 
@@ -118,7 +119,7 @@ def test_the_funnel_is_drawn_in_80_columns(on_database: Cairn, on_world: Callabl
 @pytest.mark.promise("numbers")
 def test_a_version_a_server_and_a_time_range_choose(on_database: Cairn, on_world: Callable[[Any], str]) -> None:
     slug = on_world(funnel_of_three)
-    day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 40 * 86_400))
+    day = time.strftime("%Y-%m-%d", time.gmtime((_NOW - 40 * DAY) / 1000))
 
     def started(*options: str) -> int:
         return int(on_database("insight", "tour", "--org", slug, "--json", *options).json["attempts"]["started"])
