@@ -35,6 +35,7 @@ from playwright.async_api import (
 
 from adapters.postgres.connections import Database
 from domain.tenancy import AuthMode
+from tests.patience import PATIENCE_SECONDS
 from tests.processes import Serving, learner
 from tests.serving.conftest import call, make_tenant
 from tests.sign_in.conftest import Asking, Host, Mailbox, answered
@@ -47,6 +48,7 @@ _ARGUMENTS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 _NARROW: ViewportSize = {"width": 320, "height": 640}  # WCAG 2.2, 1.4.10: no sideways scrolling from here on
+_PATIENCE_MILLISECONDS = PATIENCE_SECONDS * 1_000
 EMAIL = "ada@example.com"
 BACK_AT_THE_CLIENT = "You may close this page."
 
@@ -62,6 +64,7 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 async def browser(chromium: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
+        expect.set_options(timeout=_PATIENCE_MILLISECONDS)
         launched = await playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
         yield launched
         await launched.close()
@@ -191,7 +194,7 @@ def pictures(tmp_path: Path) -> Path:
 async def person_at(browser: Browser, host: Host, pictures: Path, **given: Any) -> AsyncIterator[Person]:
     """A person with a browser that was never here. `given` as for Playwright's contexts."""
     context = await browser.new_context(**{"viewport": {"width": 900, "height": 700}, **given})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(_PATIENCE_MILLISECONDS)
     person = Person(await context.new_page(), host, pictures)
     person.watch()
     await context.route("**/*", person.hold)
