@@ -20,7 +20,7 @@ LEGACY, MODERN = "2025-11-25", "2026-07-28"
 NOTE = "note-of-somebodys-own"
 """What every note begins with: it is to be in no log."""
 ANSWER_SECONDS = 5.0
-_HANG_SECONDS = 15.0  # by then it is one, and the client gives up
+_HANG_SECONDS = 60.0  # by then it is one, and the client gives up
 # Between two tries. More patience would hide how long recovery takes; with less, those who wait take the time of the
 # processor that what they wait for needs.
 _PAUSE_SECONDS = 0.05
@@ -181,11 +181,11 @@ class _Client:
                     await self._send(call, arguments)
             except _HungUp:
                 pass
-            except (OSError, asyncio.IncompleteReadError):
-                call.answered = time.monotonic()  # it was told at once that there will be none
             except TimeoutError:
                 call.answered = time.monotonic()
                 self.crowd.surprises.append(f"{call.tag} hung")
+            except (OSError, asyncio.IncompleteReadError):
+                call.answered = time.monotonic()  # it was told at once that there will be none
             finally:
                 self.crowd.in_flight.discard(call.tag)
                 if call.told is None and self.streams is not None:

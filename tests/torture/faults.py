@@ -49,6 +49,8 @@ class Stage:
     began: float = 0.0
     in_flight: int = 0
     """How many calls were sent and not answered when the fault began."""
+    coming_up: tuple[float, float] = (0.0, 0.0)
+    """From when to when a service was started in place of another: whoever comes meanwhile waits until it serves."""
     proof: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     """Those of all crowds up to now."""
@@ -57,6 +59,11 @@ class Stage:
         """Called in the very moment at which the fault begins."""
         self.began = time.monotonic()
         self.in_flight = len(self.crowd.in_flight)
+
+    async def start_another(self) -> None:
+        began = time.monotonic()
+        self.service = await asyncio.to_thread(self.start_service)
+        self.coming_up = began, time.monotonic()
 
     async def hold(self, *, until_refused: int = 0) -> None:
         """Lets the fault last, and until so many calls have run into it."""
@@ -169,7 +176,7 @@ async def service_killed(stage: Stage) -> AsyncIterator[None]:
     stage.strike()
     victim.kill()
     yield
-    stage.service = await asyncio.to_thread(stage.start_service)
+    await stage.start_another()
     assert victim.process.returncode == -signal.SIGKILL
     stage.proof.append(f"pid {victim.pid} killed by SIGKILL, {stage.service.pid} serves")
 
@@ -181,7 +188,7 @@ async def workers_orphaned(stage: Stage) -> AsyncIterator[None]:
     orphans = await _busy_workers(stage)
     stage.strike()
     victim.kill()
-    stage.service = await asyncio.to_thread(stage.start_service)
+    await stage.start_another()
     assert victim.process.returncode == -signal.SIGKILL
 
     def are_gone() -> bool:
