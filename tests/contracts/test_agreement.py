@@ -208,7 +208,7 @@ def _comparable(answer: Any) -> Any:
     return answer
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.promise("replay")
 def test_the_fakes_and_postgres_never_disagree(owner_url: str) -> None:
     with asyncio.Runner() as runner:

@@ -208,7 +208,7 @@ def _machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateM
     return TwoWorlds
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_fakes_and_postgres_never_disagree_about_what_authors_do(owner_url: str) -> None:
     with asyncio.Runner() as runner:
         database = Database(Access(owner_url, assume_role=True))

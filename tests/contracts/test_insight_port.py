@@ -307,7 +307,7 @@ class _Told:
             world.clock.time += milliseconds
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.promise("numbers")
 @examples(60)
 @given(data=st.data(), steps=key_orders, acts=st.lists(st.tuples(_ACTS, _PASSED), min_size=3, max_size=40))

@@ -547,7 +547,7 @@ class Both:
 
 
 @pytest.mark.promise("auth.anonymous")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @examples(30)
 @given(data=st.data(), steps=key_orders, acts=st.lists(st.tuples(_ACTS, _PASSED), min_size=8, max_size=30))
 def test_the_fake_and_postgres_merge_and_count_the_same(
