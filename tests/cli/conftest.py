@@ -42,6 +42,7 @@ importlib.import_module("entrypoints.cli.commands")
 importlib.import_module("entrypoints.cli.developing")
 answers = os.dup(1)
 gc.freeze()
+os.write(answers, b"here\\n")
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -126,6 +127,9 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
         )
+        # What it takes to import is no command's time.
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "here\n"
 
     def run(
         self,
