@@ -29,7 +29,9 @@ from tests.mcp.answers import wire_bytes
 from tests.worlds import World, in_memory
 
 _EXAMPLES = 400
-_SECONDS = 2.0  # of the processor, for a folder of a few files with the worst in them
+# Of the processor, for a folder of a few files with the worst in them: that takes 1.3 here, and on another machine three
+# times as long. What is not linear takes minutes.
+_SECONDS = 6.0
 _SHIPPED = Path(rendering.__file__).parents[1] / "walkthroughs"
 
 
@@ -166,4 +168,4 @@ def test_any_folder_is_refused_at_lines_that_are_there_or_delivered_as_it_was_wr
     print(f"slowest {slowest:.2f} s; {dict(met.most_common())}")
     if count >= _EXAMPLES:
         assert met["read"] > count // 10
-        assert len(met) > 25
+        assert len(met) > 20  # of ten runs, each with a seed of its own, none met fewer than 28
