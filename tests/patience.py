@@ -10,7 +10,7 @@ import asyncpg
 
 from adapters.postgres.connections import Access
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 """For what takes a moment. Then the test has failed."""
 _WAITING = """
 select count(*) from pg_stat_activity

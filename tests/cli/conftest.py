@@ -245,7 +245,7 @@ def folder(tmp_path: Path) -> Path:
     return write_walkthrough(tmp_path / "tour", "one", "two")
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """What the condition gives once it gives something."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):

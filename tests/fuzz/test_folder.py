@@ -29,8 +29,8 @@ from tests.mcp.answers import wire_bytes
 from tests.worlds import World, in_memory
 
 _EXAMPLES = 400
-# Of the processor, for a folder of a few files with the worst in them: that takes 1.3 here, and on another machine three
-# times as long. What is not linear takes minutes.
+# Of the processor, for a folder of a few files with the worst in them: that takes 1.3 s here, and on another machine
+# three times as long. What is not linear takes minutes.
 _SECONDS = 6.0
 _SHIPPED = Path(rendering.__file__).parents[1] / "walkthroughs"
 

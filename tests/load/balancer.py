@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from urllib.parse import urlsplit
 
+from tests.patience import PATIENCE_SECONDS
 from tests.serving.raw import Connection
 
 _PROBE_SECONDS = 0.05
@@ -31,7 +32,7 @@ class Balancer:
         """Returns once the process is in."""
         self._is_in[url] = False
         self._probes[url] = asyncio.create_task(self._probe(url))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not self._is_in[url]:  # noqa: ASYNC110  # as balancers do
                 await asyncio.sleep(_PROBE_SECONDS)
 
@@ -40,7 +41,7 @@ class Balancer:
         self._probes.pop(url).cancel()
         del self._is_in[url]
         while there := [task for task, passed_to in self._passing.items() if passed_to == url]:
-            await asyncio.wait(there, timeout=20)
+            await asyncio.wait(there, timeout=PATIENCE_SECONDS)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Balancer]:

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from entrypoints.http.connections import PunctualProtocol
 from tests.load.driver import tool_request
+from tests.patience import PATIENCE_SECONDS
 from tests.serving.conftest import Tenant
 from tests.serving.raw import Connection, connected
 
@@ -69,7 +70,7 @@ async def _server() -> AsyncIterator[Any]:
         return connection
 
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             yield connect, state.connections
     finally:
         for connection in opened:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.load.balancer import Balancer
 from tests.load.driver import Line, tool_request
+from tests.patience import PATIENCE_SECONDS
 from tests.processes import PROJECT, Serving, environment, serving
 
 _CLIENTS = 8
@@ -110,7 +111,7 @@ class _Load:
 
     async def until_more(self) -> None:
         wanted = self.told.total() + _MORE
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while self.told.total() < wanted:  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
 

@@ -146,7 +146,7 @@ async def test_what_is_stuck_ends_with_the_grace_period(tenant: Tenant, owner_ur
     ) as service:
         async with connected(service) as calling:
             await calling.send(tool_request(tenant.host, None, "modern", "list_walkthroughs"))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while "stuck" not in service.output:  # noqa: ASYNC110  # its output is read by a thread
                     await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)

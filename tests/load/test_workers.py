@@ -20,6 +20,7 @@ import uvicorn
 from entrypoints.cli.serving import _Worker
 from entrypoints.http.connections import PunctualProtocol
 from entrypoints.http.load import Load
+from tests.patience import PATIENCE_SECONDS
 from tests.processes import Serving, serving
 from tests.serving.raw import Connection
 
@@ -47,7 +48,7 @@ async def _come(service: Serving, opened: list[Connection], times: int = 1) -> N
         await connection.send(_ALIVE)
         assert (await connection.reply()).status == 200
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*(one() for _ in range(times)))
 
 
@@ -71,7 +72,7 @@ async def test_of_many_who_come_at_once_each_worker_takes_its_share_and_a_stuck_
 ) -> None:
     with serving("serve", "--workers", "2", "--port", "0", CAIRN_DATABASE_URL=owner_url) as service:
         async with _comers(service) as opened:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while len(_served(service)) < 2:  # the first to be up takes whoever has come before the second is
                     await _come(service, opened)
                     await asyncio.sleep(0.02)

@@ -22,7 +22,7 @@ META = {
 }
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 FORMS = ("content-type: application/json", "accept: application/json, text/event-stream")
-_DEADLINE_SECONDS = 20
+_DEADLINE_SECONDS = 60
 
 
 @dataclass

@@ -17,7 +17,7 @@ from tests.serving.conftest import closed_tenant, tenant  # noqa: F401  # fixtur
 from tests.sign_in.conftest import NO_LIMITS, Mailbox, acme, mailbox  # noqa: F401  # fixtures
 from tests.sign_in.conftest import globex as globex
 
-_DEADLINE_SECONDS = 20
+_DEADLINE_SECONDS = 60
 _FREE_PORT = "127.0.0.1:0"
 _SAMPLE = re.compile(r"^([a-z_]+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
