@@ -94,7 +94,7 @@ async def owner(owner_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def database(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Database]:
-    """The service's pools, working as the role that owns nothing."""
+    """The service's pools, working as the role that owns nothing, with more patience than a service has."""
     async with Database(Patient(owner_url, assume_role=True)) as opened:
         yield opened
 

@@ -59,6 +59,13 @@ class Open(Protocol):
     async def __call__(self, statement: str) -> object: ...
 
 
+@pytest.fixture
+async def database(owner_url: str, owner: asyncpg.Connection) -> AsyncIterator[Database]:
+    """As the service opens it, with its own timeouts."""
+    async with Database(Access(owner_url, assume_role=True)) as opened:
+        yield opened
+
+
 @pytest.fixture(params=["hot", "transaction"])
 def connect(request: pytest.FixtureRequest, database: Database) -> AbstractAsyncContextManager[Open]:
     """A connection of either pool."""
