@@ -34,7 +34,7 @@ def _processor_seconds(pid: int) -> float:
 
 
 @pytest.mark.promise("shedding")
-async def test_beyond_capacity_the_service_sheds_and_what_it_accepts_stays_fast(
+async def test_beyond_capacity_the_service_sheds_and_takes_on_no_more_than_it_can_soon_answer(
     tenant: Tenant, owner: asyncpg.Connection
 ) -> None:
     await tenant.publish("one", "two")
