@@ -163,9 +163,9 @@ class ProgressStore(Protocol):
         """Stores `transition.after`, its events and the person's `call` together, in one statement, or nothing.
 
         Returns whether it did: False when the stored progress is no longer `transition.before`, or exists although
-        that is None; when a visitor begins who is in an account by now; and when the walkthrough is no longer
-        published as `publication` says. Then someone else was first: read and decide again. So a decision may be
-        made on what is not fresh. Repeating a committed transition is False and harmless.
+        that is None; when a visitor begins who is in an account by now; when the walkthrough is no longer published as
+        `publication` says; and while the server is being deleted. Then someone else was first: read and decide again.
+        So a decision may be made on what is not fresh. Repeating a committed transition is False and harmless.
         """
         ...
 

@@ -186,6 +186,14 @@ PUBLISHED = """
                    on a.organization_id = $1 and a.mcp_server_id = $2 and a.walkthrough_id = w.id
                 where w.organization_id = $1 and w.id = $4 and w.latest_version = {latest}
                   and (w.is_published and w.archived_at is null and coalesce(a.is_enabled, false)) = {is_available}"""
+# The foreign key of a call looks at the server's row, and whoever deletes the server has that row and waits for the
+# progress: to come to it last could be a deadlock. So it comes first, and nobody waits for it, which would keep a
+# connection from other tenants. While it is taken, nothing is stored.
+SERVER_FIRST = """
+    perform from mcp_servers where organization_id = $1 and id = $2 for key share skip locked;
+    if not found then
+        return 0;
+    end if;"""
 # A call as revision 0007 records it, in one transaction with what it changed. To have that function do it would take
 # half as long again.
 RECORDED = """
@@ -216,7 +224,7 @@ language plpgsql set enable_seqscan = off as $$
 declare
     stored integer;
 begin
-    perform set_config('app.organization_id', $1, true);
+    perform set_config('app.organization_id', $1, true);{SERVER_FIRST}
     with moved as (
         update walkthrough_progress
            set version = $13, attempt = $14, revision = $15, status = $16, current_step_id = $17, carried = $18,
@@ -252,7 +260,7 @@ language plpgsql set enable_seqscan = off as $$
 declare
     stored integer;
 begin
-    perform set_config('app.organization_id', $1, true);
+    perform set_config('app.organization_id', $1, true);{SERVER_FIRST}
     with begun as (
         insert into walkthrough_progress (organization_id, mcp_server_id, mcp_server_user_id, walkthrough_id,
                version, attempt, revision, status, current_step_id, carried, started_at, last_activity_at,

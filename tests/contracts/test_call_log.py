@@ -20,6 +20,7 @@ from application.ports import CallLog, ToolCall
 from domain.errors import TemporarilyUnavailable
 from domain.progress import Outcome, Told
 from domain.tenancy import Caller, Millis, ServerId, ServerKey
+from domain.walkthrough import PublishPolicy
 from tests import fakes
 from tests.calls import record, stored_calls, tool_call
 from tests.worlds import World, in_memory, on_postgres
@@ -153,6 +154,27 @@ def test_a_call_that_comes_too_late_to_change_anything_is_not_recorded_with_it(
         assert (told.told, told.is_recorded) == (Told.REPEATED, False)
         assert [call.outcome for call in made] == ["started", "advanced"]
         assert await logged.calls() == []
+
+    runner.run(recorded())
+
+
+@pytest.mark.promise("calls.logged")
+def test_a_call_that_is_decided_anew_is_recorded_as_it_is_answered(logged: Logged, runner: asyncio.Runner) -> None:
+    async def recorded() -> None:
+        world, caller, as_call, made = await _course(logged)
+        commit = world.progress.commit
+        begun = await world.learning.select(caller, "tour", restart=False, to_latest=False)
+
+        async def overtaken(*given: Any) -> bool:
+            world.progress.commit = commit  # type: ignore[method-assign]
+            await world.publish("one", "new", "two", policy=PublishPolicy.CARRY_OVER, servers=("acme-guides",))
+            return await commit(*given)
+
+        world.progress.commit = overtaken  # type: ignore[method-assign]
+        done = (str(begun.progress.handle()), None)
+        told = await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
+        assert (told.is_recorded, told.version.number, [call.version for call in made]) == (True, 2, [1, 2])
+        assert await logged.calls() == made[1:]
 
     runner.run(recorded())
 

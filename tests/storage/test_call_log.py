@@ -16,9 +16,10 @@ from adapters.postgres.connections import Access, Database
 from application.learning import AsCall, Lesson
 from application.ports import ToolCall
 from domain.errors import TemporarilyUnavailable
-from domain.progress import Outcome
+from domain.progress import Outcome, Told
 from domain.tenancy import Caller
 from tests.calls import record, stored_calls, tool_call
+from tests.patience import Patient
 from tests.storage.conftest import until_waited_for
 from tests.storage.test_statements import CountingDatabase
 from tests.worlds import World, on_postgres
@@ -209,6 +210,27 @@ async def test_what_a_call_changes_stays_as_it_was_where_the_call_cannot_be_reco
     assert standing.progress == begun
     assert [event.kind for event in await world.progress.events(begun.key)] == ["started"]
     assert await stored_calls(owner) == []
+
+
+@pytest.mark.parametrize("deleted", ["mcp_servers", "organizations"])
+async def test_who_is_led_on_a_server_that_is_being_deleted_holds_up_nobody(
+    owner_url: str, owner: asyncpg.Connection, deleted: str
+) -> None:
+    async with Database(Patient(owner_url, assume_role=True)) as database:
+        world = on_postgres(database)
+        server = await world.server()
+        await world.publish("one", "two")
+        ada, bob = await world.caller(server), await world.caller(server, "bob@example.com")
+        begun = await world.learning.select(ada, "tour", restart=False, to_latest=False)
+        done = (str(begun.progress.handle()), None)
+        async with _held(owner_url, f"delete from {deleted}"):
+            # Or they would wait for the deletion, which might wait for them, and others for their connections.
+            with pytest.raises(TemporarilyUnavailable):
+                await world.learning.next(ada, *done, outcome=Outcome.DONE, note=None)
+            with pytest.raises(TemporarilyUnavailable):
+                await world.learning.select(bob, "tour", restart=False, to_latest=False)
+        told = await world.learning.next(ada, *done, outcome=Outcome.DONE, note=None)
+        assert told.told is Told.ADVANCED
 
 
 @pytest.mark.promise("calls.logged")

@@ -73,10 +73,11 @@ def _both(one: dict[str, Rows], other: dict[str, Rows]) -> dict[str, Rows]:
 
 
 _LOGGED: dict[str, Rows] = {"tool_calls": (1, 0, 0, 0, 0), "mcp_servers": (0, 0, 0, 0, 1)}  # the foreign key
+_STORED = _both(_LOGGED, {"mcp_servers": (0, 0, 0, 0, 1)})  # before anything else
 ROWS = {
     "list_walkthroughs": _WHO | _WHERE | _LOGGED,
-    "select_walkthrough": _WHO | _both(_WHERE, _GONE_ON) | _LOGGED,
-    "next_walkthrough_step": _WHO | _GONE_ON | _LOGGED,
+    "select_walkthrough": _WHO | _both(_WHERE, _GONE_ON) | _STORED,
+    "next_walkthrough_step": _WHO | _GONE_ON | _STORED,
     "review_walkthrough_step": _WHO | _WHERE | _LOGGED,
     "get_walkthrough_status": _WHO | _WHERE | _LOGGED,
 }

@@ -227,6 +227,7 @@ Nested Loop
     Result
       Index Scan walkthrough_steps_pkey
 """
+_SERVER_FIRST = "\nLockRows\n  Result\n    Index Scan mcp_servers_pkey\n"
 _RECORDED = "\nInsert tool_calls\n  Function Scan\n"
 # The plan for any arguments; and how many rows that and the one for these arguments read at most, and how many pages.
 # These are what was measured with 3,000,000 rows, and a little more: an index is a page deeper there than here. A list
@@ -241,8 +242,9 @@ PLANS = {
     "five outlines": (30, 45, _OUTLINES),
     "steps": (6, 26, _STEPS),
     "an advance": (
-        *(4, 34),
-        """
+        *(5, 36),
+        _SERVER_FIRST
+        + """
 Insert walkthrough_progress_events
   Update walkthrough_progress
     Result
@@ -261,8 +263,9 @@ Insert walkthrough_progress_events
         + _RECORDED,
     ),
     "a start": (
-        *(3, 46),
-        """
+        *(4, 48),
+        _SERVER_FIRST
+        + """
 Insert walkthrough_progress_events
   Insert walkthrough_progress
     Subquery Scan
@@ -321,6 +324,7 @@ async def _inside(connection: Any, statement: str) -> tuple[list[str], bool, lis
         source = re.sub(rf"\b{name}\b", f"${place}", source) if name else source
     source = re.sub(r"\$(\d+)", lambda found: f"(${found[1]}::{types[int(found[1]) - 1]})", source)
     # Of SQL, all; of PL/pgSQL, what begins a line, but for what only names the organisation.
+    source = source.replace("perform from", "select from")
     inside = re.findall(r"^\s*(?:return query\s+)?((?:select|with|insert)\s.*?);", source, re.DOTALL | re.MULTILINE)
     return [each.replace("[number]", "[1]") for each in inside or [source]], is_owners, settings
 
@@ -335,7 +339,7 @@ class ExplainingDatabase(Database):
     """Explains each hot statement after it has run, and takes back what it did.
 
     Of a function, the statements in it, under the same setting and as the same role: up to the first that finds
-    something, which is the last that the function runs.
+    something to answer with, which is the last that the function runs.
     """
 
     plans: list[list[dict[str, Any]]]
@@ -374,7 +378,7 @@ class ExplainingDatabase(Database):
                         await connection.execute("deallocate hot")
                         (found,) = json.loads(explained)
                         self.plans[-1].append(found["Plan"])
-                        if found["Plan"]["Actual Rows"]:
+                        if found["Plan"]["Actual Rows"] and found["Plan"]["Node Type"] != "LockRows":
                             break
 
 
