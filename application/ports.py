@@ -137,7 +137,10 @@ class VersionLibrary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One answered tool call. `input` is JSON-compatible, bounded and free of NUL and lone surrogates."""
+    """A tool call, as it was answered if the answer was not lost.
+
+    `input` is JSON-compatible, bounded and free of NUL and lone surrogates.
+    """
 
     id: CallId
     caller: Caller

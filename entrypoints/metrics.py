@@ -72,13 +72,20 @@ pool_connections = Gauge(
     multiprocess_mode="livesum",
 )
 call_log_waiting = Gauge(
-    "cairn_call_log_waiting", "Calls that are to be recorded.", registry=_REGISTRY, multiprocess_mode="livesum"
+    "cairn_call_log_waiting",
+    "Calls under way, until they are recorded.",
+    registry=_REGISTRY,
+    multiprocess_mode="livesum",
 )
 call_log_rows = Counter(
-    "cairn_call_log_rows", "Rows written by themselves: not those of calls that changed something.", registry=_REGISTRY
+    "cairn_call_log_rows",
+    "Rows written of calls that changed nothing; others are written with that.",
+    registry=_REGISTRY,
 )
 call_log_batches = Counter("cairn_call_log_batches", "Statements that wrote them.", registry=_REGISTRY)
-call_log_failures = Counter("cairn_call_log_failures", "Calls that could not be recorded.", registry=_REGISTRY)
+call_log_failures = Counter(
+    "cairn_call_log_failures", "Calls that changed nothing and could not be recorded.", registry=_REGISTRY
+)
 sign_ins = Counter("cairn_sign_ins", "What came of sign-ins.", ["outcome"], registry=_REGISTRY)
 limited = Counter("cairn_limited", "Requests beyond a rate limit.", ["limit"], registry=_REGISTRY)
 sheds = Counter("cairn_sheds", "Requests beyond capacity.", ["reason"], registry=_REGISTRY)

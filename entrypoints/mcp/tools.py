@@ -40,7 +40,7 @@ class Gist(NamedTuple):
     error_code: str | None = None
 
 
-AsCall: TypeAlias = Callable[[Gist], ToolCall]
+FromGist: TypeAlias = Callable[[Gist], ToolCall]
 """Makes what the call log keeps of the call."""
 
 
@@ -67,7 +67,7 @@ class Tool(Generic[ArgumentsT]):
     description: str
     arguments: type[ArgumentsT]
     result: type[Struct]
-    run: Callable[[Learning, Caller, ArgumentsT, AsCall], Awaitable[Answer]]
+    run: Callable[[Learning, Caller, ArgumentsT, FromGist], Awaitable[Answer]]
     is_read_only: bool
     is_open: bool = False
     """Whether it may be called without a token on a server whose auth mode is not `on_connect`."""
@@ -128,11 +128,11 @@ def _gist(lesson: Lesson) -> Gist:
     return Gist(lesson.told, lesson.standing.walkthrough_id, lesson.version.number, step_id)
 
 
-async def _list(learning: Learning, caller: Caller, arguments: NoArguments, as_call: AsCall) -> Answer:
+async def _list(learning: Learning, caller: Caller, arguments: NoArguments, as_call: FromGist) -> Answer:
     return Answer(*rendering.walkthrough_list(await learning.list(caller)), Gist("listed"))
 
 
-async def _select(learning: Learning, caller: Caller, arguments: SelectArguments, as_call: AsCall) -> Answer:
+async def _select(learning: Learning, caller: Caller, arguments: SelectArguments, as_call: FromGist) -> Answer:
     return _answered(
         await learning.select(
             caller,
@@ -144,7 +144,7 @@ async def _select(learning: Learning, caller: Caller, arguments: SelectArguments
     )
 
 
-async def _next(learning: Learning, caller: Caller, arguments: NextArguments, as_call: AsCall) -> Answer:
+async def _next(learning: Learning, caller: Caller, arguments: NextArguments, as_call: FromGist) -> Answer:
     return _answered(
         await learning.next(
             caller,
@@ -157,12 +157,12 @@ async def _next(learning: Learning, caller: Caller, arguments: NextArguments, as
     )
 
 
-async def _status(learning: Learning, caller: Caller, arguments: StatusArguments, as_call: AsCall) -> Answer:
+async def _status(learning: Learning, caller: Caller, arguments: StatusArguments, as_call: FromGist) -> Answer:
     entries = await learning.status(caller, arguments.walkthrough)
     return Answer(*rendering.status_list(entries), Gist("listed"))
 
 
-async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments, as_call: AsCall) -> Answer:
+async def _review(learning: Learning, caller: Caller, arguments: ReviewArguments, as_call: FromGist) -> Answer:
     return _answered(await learning.review(caller, arguments.walkthrough, arguments.step_number))
 
 

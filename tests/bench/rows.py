@@ -336,7 +336,7 @@ _ADVANCE = (
     Figure("advance: CPU, to a no-op tool", at_most=2.0),
     Figure("advance: throughput, to a no-op tool", at_least=0.5),
     Figure("advance: throughput, to a no-op tool of FastMCP", at_least=1.0),
-    Figure("advance: statements, its share of the log's included", unit="", at_most=3.5),
+    Figure("advance: statements, the log included", unit="", at_most=3.5),
     Figure("advance: CPU of PostgreSQL", unit=" µs"),
     Figure("advance: bytes of an answer", unit=""),
 )

@@ -1,6 +1,6 @@
 """`cairn serve` that kills itself with SIGKILL at a named point, at the n-th time it comes there.
 
-CRASH_POINT   before_commit | after_commit
+CRASH_POINT   before_commit | after_commit | before_log | after_log
 CRASH_AT      counted from 1
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from dependency_injector import providers
 
@@ -37,7 +39,21 @@ class CrashingStore(composition.PostgresProgressStore):
         return committed
 
 
+class CrashingLog(composition.PostgresCallLog):
+    @contextmanager
+    def admit(self) -> Iterator[Callable[[ToolCall], Awaitable[None]]]:
+        with super().admit() as record:
+
+            async def record_or_crash(call: ToolCall) -> None:
+                _pass("before_log")
+                await record(call)
+                _pass("after_log")
+
+            yield record_or_crash
+
+
 if __name__ == "__main__":
     container = composition.Container
     container.progress_store.override(providers.Singleton(CrashingStore, container.database))
+    container.call_log.override(providers.Singleton(CrashingLog, container.database))
     main.main(sys.argv[1:])

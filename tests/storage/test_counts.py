@@ -35,7 +35,8 @@ from tests.worlds import World, manuscript, on_postgres
 
 _ERAS = ("modern", "legacy")
 
-# The token, where the person stands, what they do, and the log. Whom this process has left at a step is not looked up.
+# The token, where the person stands, and what they do, or else the log. Whom this process has left at a step is not
+# looked up.
 STATEMENTS = {
     "list_walkthroughs": 3,
     "select_walkthrough": 3,

@@ -538,8 +538,7 @@ def _completed_by(tables: _Tables, key: Key, row: Row) -> set[str]:
 def _answered(tables: _Tables) -> Iterator[Violation]:
     """Each call that was answered with a move has its event, and no two calls have one. Who resumes stood there.
 
-    Not the other way round: where the log could not be written the call was answered `temporarily_unavailable`, and
-    the same call again `repeated`.
+    Not the other way round: the log's months are dropped, and releases before recorded a call after what it changed.
     """
     claims: dict[tuple[Key, Key], list[Row]] = defaultdict(list)
     repeatable: list[tuple[Row, Key, Key]] = []

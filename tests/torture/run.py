@@ -272,7 +272,7 @@ async def _judge(template: Template, stage: Stage, report: Report) -> None:
             "select mcp_server_user_id, walkthrough_id, attempt, from_step_id from walkthrough_progress_events"
             " where kind = 'advanced'"
         )
-        wrong = await violations(connection)
+        wrong = await violations(connection, is_log_whole=True)
     finally:
         await connection.close()
     problems = report.problems
