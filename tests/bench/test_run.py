@@ -143,6 +143,6 @@ def test_the_advances_that_are_told_are_the_ones_that_were_stored(
     with EmbeddedPostgres(tmp_path / "postgres") as postgres:
         figures = {figure.name: figure for figure in rows.advance(Bench(postgres, tmp_path))}
     assert figures["advance: CPU, to a no-op tool"].value is not None
-    statements = figures["advance: statements, its share of the log's included"].value
+    statements = figures["advance: statements, the log included"].value
     assert statements is not None
-    assert 2.0 < statements < 3.5  # the token and the commit, and some of the log's
+    assert 2.0 <= statements < 2.5  # the token and the commit, and what those take who begin anew

@@ -201,4 +201,4 @@ async def test_a_call_with_a_token_or_of_a_visitor_takes_one_statement_more_than
             for _ in range(2)
             for path, headers in (("/mcp", bearer), (f"/v/{visitor}/mcp", {}))
         ]
-        assert begun[2:] == [4, 4]  # who it is, where they stand, the commit, and the log
+        assert begun[2:] == [3, 3]  # who it is, where they stand, and the commit
