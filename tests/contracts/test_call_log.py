@@ -134,23 +134,12 @@ def test_a_call_that_comes_too_late_to_change_anything_is_not_recorded_with_it(
 ) -> None:
     async def recorded() -> None:
         world, caller, as_call, made = await _course(logged)
-        commit = world.progress.commit
-
-        async def overtaken(*given: Any) -> bool:
-            world.progress.commit = commit  # type: ignore[method-assign]
-            handle = str(given[0].before.handle()) if given[0].before else None
-            if handle:
-                await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None)
-            else:
-                await world.learning.select(caller, "tour", restart=False, to_latest=False)
-            return await commit(*given)
-
-        world.progress.commit = overtaken  # type: ignore[method-assign]
+        _overtake(world, lambda: world.learning.select(caller, "tour", restart=False, to_latest=False))
         begun = await world.learning.select(caller, "tour", restart=False, to_latest=False, as_call=as_call)
         assert (begun.told, begun.is_recorded) == (Told.RESUMED, False)
-        world.progress.commit = overtaken  # type: ignore[method-assign]
-        handle = str(begun.progress.handle())
-        told = await world.learning.next(caller, handle, None, outcome=Outcome.DONE, note=None, as_call=as_call)
+        done = (str(begun.progress.handle()), None)
+        _overtake(world, lambda: world.learning.next(caller, *done, outcome=Outcome.DONE, note=None))
+        told = await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
         assert (told.told, told.is_recorded) == (Told.REPEATED, False)
         assert [call.outcome for call in made] == ["started", "advanced"]
         assert await logged.calls() == []
@@ -162,21 +151,27 @@ def test_a_call_that_comes_too_late_to_change_anything_is_not_recorded_with_it(
 def test_a_call_that_is_decided_anew_is_recorded_as_it_is_answered(logged: Logged, runner: asyncio.Runner) -> None:
     async def recorded() -> None:
         world, caller, as_call, made = await _course(logged)
-        commit = world.progress.commit
         begun = await world.learning.select(caller, "tour", restart=False, to_latest=False)
-
-        async def overtaken(*given: Any) -> bool:
-            world.progress.commit = commit  # type: ignore[method-assign]
-            await world.publish("one", "new", "two", policy=PublishPolicy.CARRY_OVER, servers=("acme-guides",))
-            return await commit(*given)
-
-        world.progress.commit = overtaken  # type: ignore[method-assign]
+        anew = {"policy": PublishPolicy.CARRY_OVER, "servers": ("acme-guides",)}
+        _overtake(world, lambda: world.publish("one", "new", "two", **anew))
         done = (str(begun.progress.handle()), None)
         told = await world.learning.next(caller, *done, outcome=Outcome.DONE, note=None, as_call=as_call)
         assert (told.is_recorded, told.version.number, [call.version for call in made]) == (True, 2, [1, 2])
         assert await logged.calls() == made[1:]
 
     runner.run(recorded())
+
+
+def _overtake(world: World, act: Callable[[], Awaitable[object]]) -> None:
+    """Has somebody act between the next decision and its commit."""
+    commit = world.progress.commit
+
+    async def overtaken(*given: Any) -> bool:
+        world.progress.commit = commit  # type: ignore[method-assign]  # the others are as they were
+        await act()
+        return await commit(*given)
+
+    world.progress.commit = overtaken  # type: ignore[method-assign]  # for one commit
 
 
 async def _course(logged: Logged) -> tuple[World, Caller, AsCall, list[ToolCall]]:

@@ -94,11 +94,11 @@ async def test_a_resume_that_an_author_overtakes_is_recorded_all_the_same(world:
     commit = world.progress.commit
 
     async def overtaken(*given: Any) -> bool:
-        world.progress.commit = commit  # type: ignore[method-assign]
+        world.progress.commit = commit  # type: ignore[method-assign]  # the next are as they were
         await world.publish("a", "b", "c")
         return await commit(*given)
 
-    world.progress.commit = overtaken  # type: ignore[method-assign]
+    world.progress.commit = overtaken  # type: ignore[method-assign]  # for one commit
     lesson = await world.learning.select(caller, "tour", restart=False, to_latest=False)
     assert lesson.told is Told.RESUMED
     assert [event.kind for event in await world.progress.events(progress.key)] == ["started", "resumed"]
