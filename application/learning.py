@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from application.ports import Catalogue, Clock, ProgressStore, Standing, ToolCall, VersionLibrary
@@ -239,14 +239,16 @@ class Learning:
             version = versions[after.version]
             # Before the commit, so that nobody is moved to a step that cannot be shown to them.
             step = await self._in_full(version, after.current_step(version))
-            lesson = _lesson(transition.told, standing, after, version, step)
             # A mere resume has nothing left to record where the same person was faster: that was activity just now.
-            if not transition.events or (transition.told is Told.RESUMED and standing.progress != met):
+            settled = not transition.events or (transition.told is Told.RESUMED and standing.progress != met)
+            is_recorded = as_call is not None and not settled
+            lesson = _lesson(transition.told, standing, after, version, step, is_recorded=is_recorded)
+            if settled:
                 return lesson
             call = as_call(lesson) if as_call else None
             if await self._progress.commit(transition, standing.publication, call):
                 self._remember(standing, after)
-                return replace(lesson, is_recorded=True) if call else lesson
+                return lesson
         raise TemporarilyUnavailable
 
     def _remember(self, standing: Standing, progress: Progress) -> None:
@@ -370,6 +372,14 @@ def _candidate(standing: Standing) -> Candidate:
     return Candidate(standing.walkthrough_id, standing.key, standing.shown.title)
 
 
-def _lesson(told: Told, standing: Standing, progress: Progress, version: Outline, step: Step | None) -> Lesson:
+def _lesson(
+    told: Told,
+    standing: Standing,
+    progress: Progress,
+    version: Outline,
+    step: Step | None,
+    *,
+    is_recorded: bool = False,
+) -> Lesson:
     offered = rules.move_is_offered(progress, standing.publication)
-    return Lesson(told, standing, progress, version, step, offered)
+    return Lesson(told, standing, progress, version, step, offered, is_recorded)

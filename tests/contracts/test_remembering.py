@@ -156,7 +156,7 @@ async def test_a_process_that_remembers_somebody_elsewhere_reads_before_it_write
         commits += 1
         return await commit(*given)
 
-    world.progress.commit = counted  # type: ignore[method-assign]
+    world.progress.commit = counted  # type: ignore[method-assign]  # the same, and counts
     lesson = await here.next(caller, str(lesson.progress.handle()), None, outcome=Outcome.DONE, note=None)
     assert (lesson.progress.current_number(lesson.version), commits, reads.count) == (3, 1, 3)
 

@@ -320,13 +320,13 @@ async def test_nothing_is_begun_or_moved_on_a_visitor_who_is_in_an_account(visit
         return False
 
     commit = visited.world.progress.commit
-    visited.world.progress.commit = never  # type: ignore[method-assign]
+    visited.world.progress.commit = never  # type: ignore[method-assign]  # so that nothing is stored yet
     for key in ("tour", "second"):
         with suppress(CairnError):
             await visited.world.learning.select(visitor, key, restart=False, to_latest=False)
     with suppress(CairnError):
         await visited.world.learning.next(visitor, str(theirs.handle()), None, outcome=Outcome.DONE, note=None)
-    visited.world.progress.commit = commit  # type: ignore[method-assign]
+    visited.world.progress.commit = commit  # type: ignore[method-assign]  # from here on it is
     assert {each.events[0].kind for each, _ in decided} == {"resumed", "started", "advanced"}
     assert await visited.visitors.merge(server.key, _id(visitor), _id(ada))
     stand, told = await visited.standing(ada), await visited.events(visitor, theirs)
