@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.patience import PATIENCE_SECONDS
 from tests.serving.raw import Connection
+from tests.streams import send
 
 _PROBE_SECONDS = 0.05
 _PROBE = b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -60,7 +61,7 @@ class Balancer:
             with suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
                 reader, writer = await _connection_to(url)
                 try:
-                    writer.write(_PROBE)
+                    send(writer, _PROBE)
                     reply = await Connection(reader, writer).reply()
                     is_in = reply.status != 503 and "close" not in reply.headers.get("connection", "")
                 finally:
@@ -92,6 +93,6 @@ async def _connection_to(url: str) -> tuple[asyncio.StreamReader, asyncio.Stream
 async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):
         while part := await source.read(2**16):
-            target.write(part)
+            send(target, part)
             await target.drain()
     target.close()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from tests.processes import PROJECT, Serving
+from tests.streams import send
 
 MODERN = "2026-07-28"
 META = {
@@ -69,7 +70,7 @@ class Connection:
     writer: asyncio.StreamWriter
 
     async def send(self, part: bytes) -> None:
-        self.writer.write(part)
+        send(self.writer, part)
         await self.writer.drain()
 
     async def reply(self) -> Reply:

@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 
 from adapters.client_documents import WebClientDocuments, is_public_address
 from domain.oauth import DocumentAway
+from tests.streams import send
 
 HOST = "client.example.com"
 URL = f"https://{HOST}/oauth/client.json"
@@ -145,12 +146,12 @@ class Web:
         self.connections += 1
         try:
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
-            writer.write(self.answer)
+            send(writer, self.answer)
             await writer.drain()
             while self.never_ends and not self.is_over.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.is_over.wait(), 0.05)
-                writer.write(self.drop)
+                send(writer, self.drop)
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.streams import send
+
 LEGACY, MODERN = "2025-11-25", "2026-07-28"
 NOTE = "note-of-somebodys-own"
 """What every note begins with: it is to be in no log."""
@@ -214,11 +216,11 @@ class _Client:
         self.crowd.in_flight.add(call.tag)
         if self.random.random() < self.crowd.vanishing:
             is_whole = self.random.random() < 0.5
-            writer.write(content if is_whole else content[: self.random.randrange(1, len(content))])
+            send(writer, content if is_whole else content[: self.random.randrange(1, len(content))])
             await writer.drain()
             self.crowd.vanished[call.tag] = is_whole
             raise _HungUp
-        writer.write(content)
+        send(writer, content)
         head = await reader.readuntil(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}

@@ -19,6 +19,7 @@ import asyncpg
 
 from adapters.embedded_postgres import EmbeddedPostgres
 from tests.processes import Serving
+from tests.streams import send
 from tests.torture.crowd import NOTE, Call, Crowd, request
 from tests.torture.proxy import Proxy
 from tests.torture.stepping_server import HOUR_MS
@@ -463,9 +464,9 @@ async def clients_crawl(stage: Stage) -> AsyncIterator[None]:
         try:
             # Half of them are slow with the head, half with the body.
             begins = 0 if number % 2 else content.index(b"\r\n\r\n") + 4
-            writer.write(content[:begins])
+            send(writer, content[:begins])
             for at in range(begins, len(content)):
-                writer.write(content[at : at + 1])
+                send(writer, content[at : at + 1])
                 sent.append(number)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1):

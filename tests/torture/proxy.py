@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.streams import send
+
 # PostgreSQL's protocol 3.0: what its every answer ends with, before the byte that says whether there is a transaction.
 _READY = b"Z\x00\x00\x00\x05"
 _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset, and what is still in the buffers is lost
@@ -85,13 +87,13 @@ class Proxy:
         while data := await reader.read(65_536):
             link.is_asked = is_asking or not data[:-1].endswith(_READY)
             if link.bytes_left is not None and len(data) >= link.bytes_left:
-                to.write(data[: link.bytes_left])
+                send(to, data[: link.bytes_left])
                 await asyncio.sleep(0)
                 self._cut(link)
                 return
             if link.bytes_left is not None:
                 link.bytes_left -= len(data)
-            to.write(data)
+            send(to, data)
             await to.drain()
         link.abort()
 
