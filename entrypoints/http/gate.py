@@ -185,12 +185,6 @@ class Gate:
                 return
             scope["state"] = {**scope.get("state", {}), STATE_KEY: arrival}
             scope["path"], scope["raw_path"] = "/mcp", b"/mcp"
-            # What the client takes and sends has been found out; the SDK spells these two more narrowly than HTTP does.
-            scope["headers"] = [
-                *((name, value) for name, value in scope["headers"] if name not in (b"accept", b"content-type")),
-                (b"accept", b"application/json, text/event-stream"),
-                (b"content-type", b"application/json"),
-            ]
             await self._app(scope, receive, send)
 
     def _welcomes(self, place: Place | None, headers: Headers) -> bool:

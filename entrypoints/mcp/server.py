@@ -194,6 +194,12 @@ class McpEndpoint:
         if call is not None:
             await _send_json(send, *await self._answered_plainly(call, arrival))
             return
+        # The gate has found out what the client takes and sends; the SDK spells these two more narrowly than HTTP does.
+        scope["headers"] = [
+            *((name, value) for name, value in scope["headers"] if name not in (b"accept", b"content-type")),
+            (b"accept", b"application/json, text/event-stream"),
+            (b"content-type", b"application/json"),
+        ]
         await self._manager.handle_request(scope, receive, _in_utf8(send))  # type: ignore[arg-type]  # Litestar's types
 
     async def _answered_plainly(self, call: _Call, arrival: Arrival) -> tuple[int, bytes]:
