@@ -141,7 +141,6 @@ class McpEndpoint:
         self._ids = ids
         self._traces = traces
         self._warned_at = -_WARNING_SECONDS
-        self._running: set[asyncio.Task[_Said]] = set()
         self._at_once: Counter[tuple[str, str | None]] = Counter()  # by person; nobody stands there with none
         self._tools = [_listed(tool) for tool in TOOLS.values()]
         server: Server[Any] = Server(
@@ -177,11 +176,9 @@ class McpEndpoint:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open for requests. Calls that are under way when it ends are finished and logged first."""
+        """Open for requests. Whatever is to be logged when it ends is logged first."""
         async with self._manager.run():
             yield
-            if self._running:
-                await asyncio.wait(self._running, timeout=ANSWER_SECONDS)
             # Calls that gave up waiting have left rows behind, and the database is open for these a little longer.
             with suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_SECONDS):
@@ -206,7 +203,7 @@ class McpEndpoint:
         """HTTP status and body of the answer to a call of the newest era."""
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": call.id}
         try:
-            said = await self._answered(call, arrival)
+            said = await self._answer(call, arrival)
         except MCPError as error:
             fault = {"code": error.error.code, "message": error.error.message}
             return ERROR_CODE_HTTP_STATUS.get(error.error.code, 200), _encode({**answer, "error": fault})
@@ -239,19 +236,12 @@ class McpEndpoint:
             revision=context.protocol_version,
             client=_named_client(said_of_client),
         )
-        said = await self._answered(call, _arrival(context))
+        said = await self._answer(call, _arrival(context))
         return types.CallToolResult(
             content=[types.TextContent(type="text", text=said.text)],
             structured_content=None if said.structured is None else msgspec.to_builtins(said.structured),
             is_error=said.is_error,
         )
-
-    async def _answered(self, call: _Call, arrival: Arrival) -> _Said:
-        # A task of its own: once begun, a call is finished and logged even when its client goes away.
-        task = asyncio.create_task(self._answer(call, arrival))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
 
     async def _list_prompts(
         self, context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
@@ -319,14 +309,12 @@ class McpEndpoint:
             _log.error("request failed", method=context.method, exc_info=error)
             raise MCPError(code=types.INTERNAL_ERROR, message="Internal error") from error
 
-    def _finished(self, task: asyncio.Task[_Said]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # has been raised to whoever still waited; where nobody did, asyncio need not say so
-
     async def _answer(self, call: _Call, arrival: Arrival) -> _Said:
         """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
-        again is told so."""
+        again is told so.
+
+        Neither uvicorn nor the SDK ends what a client no longer waits for: what has begun is finished and logged.
+        """
         began, label = time.perf_counter(), _label(call.tool)
         try:
             if arrival.caller is None:

@@ -13,9 +13,11 @@ import pytest
 
 from domain.progress import EventKind, replay
 from domain.walkthrough import PublishPolicy, VersionKey
-from tests.patience import until_waiting
+from tests.load.driver import tool_request
+from tests.patience import PATIENCE_SECONDS, until_waiting
 from tests.processes import Serving, serving
 from tests.serving.conftest import Tenant
+from tests.serving.raw import connected
 
 _CONTENDERS = 8  # as many as a process has connections
 
@@ -207,3 +209,38 @@ async def test_people_advance_while_versions_are_published_and_nobody_loses_a_st
     *finished, _ = await asyncio.gather(*(learn(f"learner{number}") for number in range(6)), publish())
     for completed in finished:
         assert set(keys) <= completed
+
+
+@pytest.mark.promise("calls.logged")
+@pytest.mark.parametrize(
+    ("spoken", "variables"),
+    [
+        pytest.param("modern", {}, id="modern"),
+        pytest.param("legacy", {}, id="legacy"),
+        pytest.param("modern", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, id="modern, by way of the SDK"),
+    ],
+)
+async def test_a_call_whose_client_hangs_up_is_finished_and_logged(
+    tenant: Tenant, owner: asyncpg.Connection, owner_url: str, spoken: str, variables: dict[str, str]
+) -> None:
+    await tenant.publish("one", "two")
+    token = await tenant.token()
+    begin = tool_request(tenant.host, token, "modern", "select_walkthrough", walkthrough="tour")
+    variables = {"CAIRN_DATABASE_URL": owner_url, **variables}
+    with serving("serve", "--port", "0", module="tests.patient_server", **variables) as service:
+        async with connected(service) as calling, connected(service) as looking:
+            await calling.send(begin)
+            handle = (await calling.reply()).json["result"]["structuredContent"]["step"]["handle"]
+            advance = tool_request(tenant.host, token, spoken, "next_walkthrough_step", completed_step=handle)
+            async with held_back(owner_url, owner, "select from walkthrough_progress for update", 1):
+                await calling.send(advance)
+                await until_waiting(owner)
+                calling.writer.transport.abort()
+                for _ in range(2):  # once it has answered somebody else, the service knows of it
+                    await looking.send(b"GET /livez HTTP/1.1\r\nhost: any\r\n\r\n")
+                    assert (await looking.reply()).status == 200
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while '"next_walkthrough_step","outcome":"advanced"' not in service.output:  # noqa: ASYNC110  # a pipe
+                    await asyncio.sleep(0.01)
+    assert await owner.fetchval("select count(*) from tool_calls where outcome = 'advanced'") == 1
+    assert await _history_is_true(tenant) == ["started", "advanced"]

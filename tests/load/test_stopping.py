@@ -53,9 +53,9 @@ async def _ended(service: Serving) -> int:
 
 
 @pytest.mark.promise("serve.workers")
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("workers", "era"), [("1", "modern"), ("1", "legacy"), ("2", "modern")])
 async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_process_ends(
-    tenant: Tenant, owner: asyncpg.Connection, owner_url: str, workers: str
+    tenant: Tenant, owner: asyncpg.Connection, owner_url: str, workers: str, era: str
 ) -> None:
     await tenant.publish("one", "two")
     token = await tenant.token()
@@ -68,7 +68,7 @@ async def test_a_call_that_was_accepted_is_answered_and_logged_before_the_proces
             handle = (await resting.reply()).json["result"]["structuredContent"]["step"]["handle"]
             async with _held(owner_url, owner) as holder:
                 await calling.send(
-                    tool_request(tenant.host, token, "legacy", "next_walkthrough_step", completed_step=handle)
+                    tool_request(tenant.host, token, era, "next_walkthrough_step", completed_step=handle)
                 )
                 await until_waiting(owner)
                 service.process.send_signal(signal.SIGTERM)
