@@ -173,8 +173,7 @@ class PostgresServerDirectory:
         self._database = database
 
     async def server_at(self, *, slug: str | None, custom_domain: str | None) -> Server | None:
-        async with self._database.hot() as connection:
-            row = await connection.fetchrow(_SERVER_AT, slug, custom_domain)
+        row = await self._database.look_up(_SERVER_AT, slug, custom_domain)
         if row is None:
             return None
         return Server(
@@ -237,8 +236,7 @@ class PostgresTokenStore:
         self._database = database
 
     async def bearer_of(self, server: ServerKey, token_hash: bytes, now: Millis) -> Bearer | None:
-        async with self._database.hot() as connection:
-            row = await connection.fetchrow(_BEARER_OF, server.organization_id, token_hash, server.server_id, now)
+        row = await self._database.look_up(_BEARER_OF, server.organization_id, token_hash, server.server_id, now)
         return None if row is None else Bearer(UserId(row["mcp_server_user_id"]), frozenset(row["scope"].split()))
 
     async def issue(self, server: ServerKey, email: str, new_user: UserId, token_hash: bytes, now: Millis) -> UserId:

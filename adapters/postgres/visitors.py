@@ -94,8 +94,7 @@ class PostgresVisitorStore:
 
     async def find(self, server: ServerKey, visitor_hash: bytes) -> Visitor | None:
         known_by = IdentityKey.of_visitor(server.server_id, visitor_hash)
-        async with self._database.hot() as connection:
-            row = await connection.fetchrow(_VISITOR, server.organization_id, known_by.issuer, known_by.subject)
+        row = await self._database.look_up(_VISITOR, server.organization_id, known_by.issuer, known_by.subject)
         return None if row is None else Visitor(row["id"], row["merged_into"])
 
     async def merge(

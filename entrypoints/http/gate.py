@@ -47,7 +47,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 from mcp_types import (
@@ -76,15 +76,11 @@ from entrypoints.logs import note
 from entrypoints.mcp.server import ANSWER_SECONDS, MAX_BODY_BYTES, STATE_KEY, Arrival
 from entrypoints.mcp.tools import TOOLS
 
-_T = TypeVar("_T")
-
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253}?)\.?(:[0-9]{1,5})?")
 _MAX_PORT = 65_535
 _MAX_HOST_CHARS = 260  # a name, its dot at the end, a colon and a port
 _MAX_REMEMBERED_CHARS = 500  # of a header; those of clients have a hundred, those of browsers two
-# For each of the two look-ups; of the time in which a request is answered, the tool has the rest.
-_LOOKUP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 # A mebibyte in this time is 17 kB a second, which the slowest line has; longer is no client of ours.
 _BODY_SECONDS = 60.0
@@ -208,7 +204,7 @@ class Gate:
         if host is None:
             raise Refusal(421, "A request names one host, in its Host header.")
         try:
-            server = await self._server_at(host, asyncio.get_running_loop().time() + _LOOKUP_SECONDS)
+            server = await self._server_at(host)
         except TemporarilyUnavailable as error:
             if place is None or place.kind is not Kind.MCP:
                 raise away() from error
@@ -249,14 +245,13 @@ class Gate:
         receive: Receive,
         request: Request,
     ) -> tuple[Arrival, Receive]:
-        loop = asyncio.get_running_loop()
         if scope["method"] != "POST":
             raise Refusal(405, "Only POST is served here.", (b"allow", b"POST"))
         _check_forms(headers)
 
         body = await _read(headers, receive)
         # From here on it is our time, not that of a client that sends slowly.
-        look_up_by, answer_by = loop.time() + _LOOKUP_SECONDS, loop.time() + ANSWER_SECONDS
+        answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
         message: dict[str, Any] | None = None
         flaw: Refusal | None = None
         try:
@@ -269,9 +264,9 @@ class Gate:
         if site is not None:
             try:
                 if place.visitor is None:
-                    caller = await self._caller(site, scope, headers, message, look_up_by)
+                    caller = await self._caller(site, scope, headers, message)
                 else:
-                    caller = await self._visitor(site, place.visitor, headers, look_up_by)
+                    caller = await self._visitor(site, place.visitor, headers)
             except TemporarilyUnavailable:
                 is_away = True
         if message is None:
@@ -285,9 +280,7 @@ class Gate:
         arrival = Arrival(server, caller, headers.only(b"user-agent"), answer_by, message)
         return arrival, _replay(text.encode(), receive)
 
-    async def _caller(
-        self, site: Site, scope: HTTPScope, headers: Headers, message: dict[str, Any] | None, look_up_by: float
-    ) -> Caller:
+    async def _caller(self, site: Site, scope: HTTPScope, headers: Headers, message: dict[str, Any] | None) -> Caller:
         """Who sends a message to `/mcp`, by their token."""
         if b"access_token=" in scope["query_string"]:
             # It would stand in the logs of whatever lies between.
@@ -298,21 +291,21 @@ class Gate:
             if _needs_token(server, message):
                 raise _unauthorized(site, None)
             return Caller(server.key, None)
-        bearer = await _by(look_up_by, self._identity.bearer_of(server.key, token))
+        bearer = await self._identity.bearer_of(server.key, token)
         if bearer is None:
             raise _unauthorized(site, "This token is not valid on this server: get a new one.")
         if WALKTHROUGHS not in bearer.scope:
             raise _insufficient(site)
         return Caller(server.key, bearer.user_id)
 
-    async def _visitor(self, site: Site, visitor: str, headers: Headers, look_up_by: float) -> Caller:
+    async def _visitor(self, site: Site, visitor: str, headers: Headers) -> Caller:
         """Who sends a message to a personal address: whoever it was given to."""
         server = site.server
         if headers.count(b"authorization"):
             raise Refusal(400, f"A personal address says who calls: send no token here, or send it to {site.resource}.")
         found: UserId | Spent | None = None
         if server.auth_mode is AuthMode.ANONYMOUS:
-            found = await _by(look_up_by, self._visitors.visitor(server.key, visitor))
+            found = await self._visitors.visitor(server.key, visitor)
         if found is None:
             raise Refusal(404, f"Nobody has this personal address: connect to {site.resource} and sign in.")
         if isinstance(found, Spent):
@@ -321,7 +314,7 @@ class Gate:
             )
         return Caller(server.key, found)
 
-    async def _server_at(self, host: _Host, look_up_by: float) -> Server | None:
+    async def _server_at(self, host: _Host) -> Server | None:
         name = host.name
         slug: str | None = None
         custom_domain: str | None = None
@@ -333,7 +326,7 @@ class Gate:
             custom_domain = name
         if slug is None and custom_domain is None:
             return None
-        return await _by(look_up_by, self._servers.server_at(slug=slug, custom_domain=custom_domain))
+        return await self._servers.server_at(slug=slug, custom_domain=custom_domain)
 
 
 class _Gone(Exception):
@@ -371,15 +364,6 @@ def _take_absolute_form(scope: HTTPScope, host: _Host | None) -> None:
     if absolute and host and absolute[1].lower() == host.text:
         scope["path"] = absolute[2] or "/"
         scope["raw_path"] = scope["path"].encode()
-
-
-async def _by(time: float, lookup: Awaitable[_T]) -> _T:
-    """A look-up, or `TemporarilyUnavailable` when it takes too long."""
-    try:
-        async with asyncio.timeout_at(time):
-            return await lookup
-    except TimeoutError as error:
-        raise TemporarilyUnavailable from error
 
 
 def _check_forms(headers: Headers) -> None:

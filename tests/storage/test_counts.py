@@ -379,9 +379,9 @@ class WeighingDatabase(Database):
     wal_bytes = 0
 
     @asynccontextmanager
-    async def hot(self) -> AsyncIterator[Any]:
+    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
         ran: list[Any] = []
-        async with super().hot() as connection:
+        async with super().hot(*seconds) as connection:
             transaction = connection.transaction()
             await transaction.start()
             with connection.query_logger(ran.append):
