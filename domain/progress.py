@@ -471,23 +471,22 @@ def next_step(
     mine, latest = versions[progress.version], versions[publication.latest_version]
     _require_unmerged(progress, mine)
     current = progress.current_step(mine)
-    here = standpoint(progress, mine)
     if current is not None and publication.is_withdrawn:
-        raise VersionWithdrawn(mine.title, here.reference)
+        raise VersionWithdrawn(mine.title, progress.key.walkthrough_id)
     if handle is None:
-        raise CompletedStepRequired([here], unreadable=unreadable)
+        raise CompletedStepRequired([standpoint(progress, mine)], unreadable=unreadable)
     if handle.walkthrough_id != progress.key.walkthrough_id or handle.attempt != progress.attempt:
-        raise StepNotCurrent(here)
+        raise StepNotCurrent(standpoint(progress, mine))
     shown_in = versions.get(handle.version)
     shown = shown_in.step(handle.step_id) if shown_in else None
     if shown is None:
-        raise CompletedStepRequired([here], unreadable=True)
+        raise CompletedStepRequired([standpoint(progress, mine)], unreadable=True)
 
     # A handle counts by its step's key: the same step of another version is the same step.
     is_current = current is not None and shown.key == current.key
     is_gone = mine.step_by_key(shown.key) is None
     if not (is_current or is_gone or progress.has_completed(shown.key, mine)):
-        raise StepNotCurrent(here)
+        raise StepNotCurrent(standpoint(progress, mine))
 
     transition = Transition(progress, progress, (), Told.REPEATED)
     if outcome is Outcome.STUCK:
