@@ -38,8 +38,7 @@ _MAX_DECISIONS = 3
 _MAX_REMEMBERED_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
+class Lesson(NamedTuple):
     """What select, next and review answer with: where the caller stands, and the step to show, if any."""
 
     told: Told

@@ -135,8 +135,7 @@ class VersionLibrary(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(NamedTuple):
     """A tool call, as it was answered if the answer was not lost.
 
     `input` is JSON-compatible, bounded and free of NUL and lone surrogates.
@@ -212,8 +211,7 @@ class ServerDirectory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Bearer:
+class Bearer(NamedTuple):
     """Who sends a token, and what the token is for."""
 
     user_id: UserId

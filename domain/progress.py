@@ -42,8 +42,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from domain.errors import (
     CompletedStepRequired,
@@ -107,8 +108,7 @@ class Told(StrEnum):
     REVIEW = "review"
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressKey:
+class ProgressKey(NamedTuple):
     """Names one progress."""
 
     organization_id: OrganizationId
@@ -117,8 +117,7 @@ class ProgressKey:
     walkthrough_id: WalkthroughId
 
 
-@dataclass(frozen=True, slots=True)
-class StepHandle:
+class StepHandle(NamedTuple):
     """Names a step as it was shown to someone. Handed out with the step, and given back to say it is completed."""
 
     walkthrough_id: WalkthroughId
@@ -221,8 +220,7 @@ class Progress:
         return StepHandle(self.key.walkthrough_id, self.version, self.current_step_id, self.attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressEvent:
+class ProgressEvent(NamedTuple):
     """One thing that happened, as it is recorded. `revision` is the progress's after it."""
 
     revision: int
@@ -243,8 +241,7 @@ class ProgressEvent:
     occurred_at: Millis
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """A decision: what the progress was based on, what it becomes, what to record and what to say.
 
     Without events nothing changed, and there is nothing to commit.
@@ -274,8 +271,7 @@ class Merge:
     """None where the account has none, and gets the visitor's. Without events where it keeps its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standpoint:
+class Standpoint(NamedTuple):
     """Where someone stands, as an error names it. Step and handle are None once completed."""
 
     title: str
@@ -491,7 +487,7 @@ def next_step(
     transition = Transition(progress, progress, (), Told.REPEATED)
     if outcome is Outcome.STUCK:
         told = Told.STUCK if is_current else Told.REPEATED
-        transition = replace(transition, told=told)
+        transition = transition._replace(told=told)
         if not already_noted:
             transition = _step(
                 progress,
@@ -520,7 +516,7 @@ def next_step(
         )
     if _move_is_demanded(transition.after, publication):
         moved = _move(transition.after, versions, latest, now)
-        return replace(moved, before=progress, events=transition.events + moved.events)
+        return moved._replace(before=progress, events=transition.events + moved.events)
     return transition
 
 

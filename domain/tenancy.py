@@ -11,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from domain.errors import InvalidValue
 
@@ -187,8 +187,7 @@ class Server:
             raise InvalidValue(f"{self.custom_domain!r} must be in lower case")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who calls a tool, and where. `user_id` is None for someone who has not signed in."""
 
     server: ServerKey

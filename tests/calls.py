@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from itertools import count
 from typing import Any
 
@@ -50,4 +49,4 @@ def _call(row: dict[str, Any]) -> ToolCall:
     server = ServerKey(OrganizationId(row.pop("organization_id")), ServerId(row.pop("mcp_server_id")))
     row["caller"] = Caller(server, row.pop("mcp_server_user_id"))
     row["input"] = json.loads(row["input"])
-    return ToolCall(**{field.name: row.pop(field.name) for field in fields(ToolCall)})
+    return ToolCall(**{name: row.pop(name) for name in ToolCall._fields})

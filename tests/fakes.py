@@ -561,7 +561,7 @@ class MemoryPersonalDataStore:
     def _forget(self, calls: Sequence[ToolCall]) -> None:
         for call in calls:
             nobody = Caller(call.caller.server, None)
-            self._memory.calls[call.id] = replace(call, caller=nobody, client_name=None, client_version=None, input={})
+            self._memory.calls[call.id] = call._replace(caller=nobody, client_name=None, client_version=None, input={})
 
 
 class MemoryWalkthroughStore:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from application.ports import SignInKey, SignInUnderWay, Visitor
@@ -102,7 +102,7 @@ class MemoryVisitorStore:
         if begun != {merge.visitor.before.key for merge in merges}:
             return None
         for merge in merges:
-            accounts = replace(merge.visitor.before.key, user_id=account)
+            accounts = merge.visitor.before.key._replace(user_id=account)
             if memory.progress[merge.visitor.before.key] != merge.visitor.before:
                 return None
             if memory.progress.get(accounts) != (merge.account.before if merge.account else None):

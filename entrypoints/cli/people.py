@@ -188,7 +188,7 @@ def _taken(taken: Taken) -> dict[str, Any]:
         "completed_at": progress.completed_at,
         "events": [
             {
-                **_without(asdict(event), "from_step_id", "to_step_id"),
+                **_without(event._asdict(), "from_step_id", "to_step_id"),
                 "from_step": _step(taken.steps, event.from_step_id),
                 "to_step": _step(taken.steps, event.to_step_id),
             }
@@ -206,7 +206,7 @@ def _call(call: ToolCall, servers: Mapping[str, str]) -> dict[str, Any]:
     return {
         "server": servers.get(server.server_id, server.server_id),
         "user_id": user_id,
-        **_without(asdict(call), "caller"),
+        **_without(call._asdict(), "caller"),
     }
 
 

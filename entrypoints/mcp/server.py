@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version as installed_version
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mcp_types as types
 import msgspec
@@ -79,8 +78,7 @@ _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """What the gate found out about a request; travels in the ASGI scope's state under `STATE_KEY`.
 
     `tenant` and `caller` are None when the database could not be asked: then every tool answers that it is
@@ -99,8 +97,7 @@ class Arrival:
 STATE_KEY = "cairn"
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A tool call, whichever way it came. `client` is the name and version that it says of itself."""
 
     id: str | int | None
@@ -110,8 +107,7 @@ class _Call:
     client: tuple[str, str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(NamedTuple):
     """What a tool says. `structured` is None exactly where it is an error."""
 
     text: str

@@ -44,8 +44,7 @@ FromGist: TypeAlias = Callable[[Gist], ToolCall]
 """Makes what the call log keeps of the call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a tool answers with."""
 
     structured: Struct

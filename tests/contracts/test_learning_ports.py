@@ -148,7 +148,7 @@ async def test_nobody_begins_what_an_author_has_changed_since(world: World, what
     bob = await world.caller(server, "bob@example.com")
     assert bob.user_id is not None
     (event,) = await world.progress.events(progress.key)
-    begins = Transition(None, replace(progress, key=replace(progress.key, user_id=bob.user_id)), (event,), Told.STARTED)
+    begins = Transition(None, replace(progress, key=progress.key._replace(user_id=bob.user_id)), (event,), Told.STARTED)
     await AUTHORS_MAY[what](world)
     assert not await world.progress.commit(begins, decided_on.publication)
     assert await world.progress.events(begins.after.key) == []

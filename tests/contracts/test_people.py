@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import asyncpg
 import pytest
@@ -382,4 +382,4 @@ async def test_of_a_call_it_stays_what_was_called_and_when_and_not_who_and_what(
     await PersonalData(store, world.library, world.tenancy, world.clock).erase("acme", "ada@example.com")
     (left,) = await stored_calls(owner)
     nobody = {"caller": Caller(server.key, None), "client_name": None, "client_version": None, "input": {}}
-    assert left == replace(made, **nobody)  # type: ignore[arg-type]
+    assert left == made._replace(**nobody)  # type: ignore[arg-type]

@@ -84,10 +84,10 @@ class Visited:
 
     async def events(self, caller: Caller, of: Progress) -> list[ProgressEvent]:
         assert caller.user_id is not None
-        return list(await self.world.progress.events(replace(of.key, user_id=caller.user_id)))
+        return list(await self.world.progress.events(of.key._replace(user_id=caller.user_id)))
 
     async def decide(self, theirs: Progress, own: Progress | None, account: Caller) -> Merge:
-        key = replace(theirs.key, user_id=_id(account))
+        key = theirs.key._replace(user_id=_id(account))
         numbers = {theirs.version} | ({own.version} if own else set())
         keys = [VersionKey(key.organization_id, key.walkthrough_id, number) for number in numbers]
         versions = {each.number: version for each, version in (await self.world.library.outlines(keys)).items()}
@@ -165,7 +165,7 @@ async def test_an_account_without_progress_gets_the_row_and_every_event_of_it_on
     after = await visited.standing(ada)
     now = Millis(visited.world.clock.time)
     assert after == replace(
-        before, key=replace(before.key, user_id=_id(ada)), revision=before.revision + 1, last_activity_at=now
+        before, key=before.key._replace(user_id=_id(ada)), revision=before.revision + 1, last_activity_at=now
     )
     assert await visited.standing(visitor) is None
     assert await visited.events(visitor, before) == []

@@ -105,7 +105,7 @@ def moved() -> Course:
 
 def gained(step_id: str) -> ProgressEvent:
     """What a merge records of somebody who has `begun`, and gains a step."""
-    return replace(begun().events[0], revision=2, kind=EventKind.MERGED, from_step_id=StepId(step_id))
+    return begun().events[0]._replace(revision=2, kind=EventKind.MERGED, from_step_id=StepId(step_id))
 
 
 def from_links(*links: tuple[str, str | None]) -> StepChain:

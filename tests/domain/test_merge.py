@@ -46,7 +46,7 @@ from tests.domain.course import (
 )
 from tests.domain.generate import examples, key_orders, revised
 
-ACCOUNT = replace(KEY, user_id=UserId("grace"))
+ACCOUNT = KEY._replace(user_id=UserId("grace"))
 LATER = Millis(START + 60_000)
 
 
@@ -290,12 +290,8 @@ def test_no_event_follows_on_an_end(kind: EventKind, completed: int) -> None:
     ended = two.merge().visitor.after
     at = StepId(two.visitor.at) if two.visitor.at else None
     for attempt, from_step, to_step in ((1, at, at), (1, None, at), (1, at, None), (2, None, StepId("a-1"))):
-        event = replace(
-            merged_event(ended.revision + 1, None, None, attempt=attempt, occurred_at=LATER),
-            kind=kind,
-            from_step_id=from_step,
-            to_step_id=to_step,
-        )
+        event = merged_event(ended.revision + 1, None, None, attempt=attempt, occurred_at=LATER)
+        event = event._replace(kind=kind, from_step_id=from_step, to_step_id=to_step)
         with pytest.raises(CorruptHistory):
             evolve(ended, event, KEY, two.visitor.versions)
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -265,7 +265,7 @@ def _stage(owner_url: str, service: Serving) -> Iterator[Stage]:
         # What nobody was shown, and anyone can make up: the current step in another attempt, and in another version.
         for handle in map(StepHandle.parse, told["current"]):
             assert handle is not None
-            told["handles"] += [str(replace(handle, attempt=2)), str(replace(handle, version=2))]
+            told["handles"] += [str(handle._replace(attempt=2)), str(handle._replace(version=2))]
         return world, server, valid, told
 
     with asyncio.Runner() as runner:

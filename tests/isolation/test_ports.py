@@ -78,7 +78,7 @@ async def _stays(at: Stores, n: Names) -> bool:
 
 async def _begins(at: Stores, n: Names) -> bool:
     after = replace(_standing(n, n.user_id, n.untaken_id), version=1, revision=1)
-    event = replace(_event(EventKind.STARTED, after, None, _STEP), version=1)
+    event = _event(EventKind.STARTED, after, None, _STEP)._replace(version=1)
     return await at.world.progress.commit(Transition(None, after, (event,), Told.STARTED), _UNTAKEN)
 
 
@@ -122,7 +122,7 @@ async def _keeps_document(at: Stores, n: Names) -> None:
 
 async def _calls(at: Stores, n: Names) -> None:
     call = tool_call(n.caller, walkthrough_id=n.walkthrough_id, step_id=n.step_id, created_at=NOW)
-    await record(at.world.calls, replace(call, id=f"{call.id}-of-probe"))  # type: ignore[arg-type]
+    await record(at.world.calls, call._replace(id=f"{call.id}-of-probe"))  # type: ignore[arg-type]
 
 
 async def _creates_server(at: Stores, n: Names) -> None:

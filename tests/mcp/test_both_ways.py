@@ -117,7 +117,7 @@ class Side:
         match body:
             case {"result": {"structuredContent": {"step": {"handle": str(handle)}}}}:
                 self.handle = handle
-        calls = [replace(call, duration_us=0) for call in self.memory.calls.values()]
+        calls = [call._replace(duration_us=0) for call in self.memory.calls.values()]
         return sent[0]["status"], headers, body, calls[logged:], self.memory.progress, self.memory.events
 
 
@@ -131,7 +131,7 @@ def _side(memory: fakes.Memory, *, is_plain: bool, change: Callable[[Side], Any]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if not is_plain:
-            scope["state"][STATE_KEY] = replace(scope["state"][STATE_KEY], message=None)
+            scope["state"][STATE_KEY] = scope["state"][STATE_KEY]._replace(message=None)
         is_read = False
 
         async def received() -> Any:

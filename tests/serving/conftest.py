@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -120,7 +120,7 @@ async def assert_that_events_replay(world: World, owner: asyncpg.Connection, org
     # One snapshot, for a client may have hung up on a call that is still being answered.
     async with owner.transaction(isolation="repeatable_read", readonly=True):
         stored = [_progress(organization, dict(row)) for row in await owner.fetch(_PROGRESS, organization)]
-        events = [[_event(dict(row)) for row in await owner.fetch(_EVENTS, *astuple(each.key))] for each in stored]
+        events = [[_event(dict(row)) for row in await owner.fetch(_EVENTS, *each.key)] for each in stored]
     for progress, led_there in zip(stored, events, strict=True):
         keys = {VersionKey(organization, progress.key.walkthrough_id, each.version) for each in led_there}
         versions = {key.number: version for key, version in (await world.library.outlines(keys)).items()}

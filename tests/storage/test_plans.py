@@ -85,7 +85,7 @@ def _moved(progress: Progress, kind: EventKind) -> Transition:
 
 
 _PUBLISHED = Publication(1, PublishPolicy.KEEP, is_available=True)
-_NEW = replace(_STANDING, key=replace(_KEY, walkthrough_id=_SEEDED.assigned(0)[-1]), revision=1)
+_NEW = replace(_STANDING, key=_KEY._replace(walkthrough_id=_SEEDED.assigned(0)[-1]), revision=1)
 _CALL = ToolCall(
     caller=_CALLER,
     id=CallId("call"),
