@@ -241,8 +241,9 @@ _METAS: Sequence[Mapping[str, Any]] = (
     {_CAPABILITIES: {"elicitation": True}}, {_CAPABILITIES: {"extensions": {"a": None}}},
     {_VERSION: _ABSENT}, {_VERSION: None}, {_VERSION: 1}, {_VERSION: "2025-11-25"}, {_VERSION: "2027-01-01"},
     {_LOG_LEVEL: "debug"}, {_LOG_LEVEL: "loud"}, {_LOG_LEVEL: None},
-    {"progressToken": "p"}, {"progressToken": 7}, {"progressToken": None}, {"progressToken": True},
-    {"progressToken": 1.0}, {"progressToken": 1.5}, {"progressToken": []}, {"progressToken": {}},
+    {"progressToken": "p"}, {"progressToken": 7}, {"progressToken": None},
+    {"progressToken": 1}, {"progressToken": True}, {"progressToken": 1.0}, {"progressToken": 1.5},
+    {"progressToken": []}, {"progressToken": {}},
     {"progress_token": "p"}, {"progress_token": []}, {"unknown/key": {"a": [1, {"b": None}]}}, {"traceparent": 1},
 )  # fmt: skip
 _PARAMS: Sequence[Mapping[str, Any]] = (
