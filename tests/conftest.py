@@ -16,9 +16,10 @@ from hypothesis import settings
 from sqlalchemy import make_url
 
 from adapters.embedded_postgres import EmbeddedPostgres
+from adapters.postgres import connections
 from adapters.postgres.connections import Database
 from adapters.postgres.schema import migrate
-from tests.patience import Patient
+from tests.patience import PATIENCE_SECONDS, Patient
 
 _TEMPLATE = "cairn_template"
 _names = count(1)
@@ -26,6 +27,8 @@ _names = count(1)
 # However long an example takes: the machine may be busy. What a plugin has chosen before stays so.
 settings.register_profile("unhurried", settings.default, deadline=None)
 settings.load_profile("unhurried")
+# Nor does a look-up in this process, which keeps its own time.
+connections.LOOKUP_SECONDS = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from entrypoints.mcp import server
 from tests.patience import PATIENCE_SECONDS, TIMEOUTS
 
 connections.SERVICE_TIMEOUTS |= TIMEOUTS
-connections._STATEMENT_TIMEOUT_SECONDS = connections._LOOKUP_SECONDS = PATIENCE_SECONDS
+connections._STATEMENT_TIMEOUT_SECONDS = connections.LOOKUP_SECONDS = PATIENCE_SECONDS
 gate.ANSWER_SECONDS = server.ANSWER_SECONDS = PATIENCE_SECONDS
 redis_rate_limits._PATIENCE_SECONDS = PATIENCE_SECONDS
 

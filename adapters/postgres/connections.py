@@ -13,7 +13,6 @@ PgBouncer. What a connection prepared is not there for its next transaction, so 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ from domain.tenancy import OrganizationId
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _ACQUIRE_TIMEOUT_SECONDS = 1.5
 _STATEMENT_TIMEOUT_SECONDS = 3.0
-# What every request begins with: the rest of its time is for what it asks.
-_LOOKUP_SECONDS = 1.0
+LOOKUP_SECONDS = 1.0  # what every request begins with: the rest of its time is for what it asks
 _LOOK_SECONDS = 0.8  # whoever asks whether all is well is told within a second
 # Every page of a sign-in and every token goes by these, each for some milliseconds.
 _ENGINE_POOL_SIZE = 4
@@ -195,15 +193,14 @@ class _Hot:
     """`Database.hot`. No generator: each call comes here three times, and that would take longer than to get a
     connection does."""
 
-    __slots__ = ("_connection", "_pool", "_seconds")
+    __slots__ = ("_connection", "_pool")
 
-    def __init__(self, pool: ConnectionPool, seconds: float) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
-        self._seconds = seconds
 
     async def __aenter__(self) -> Connection:
         try:
-            self._connection = await self._pool.take(self._seconds)
+            self._connection = await self._pool.take(_ACQUIRE_TIMEOUT_SECONDS)
         except Exception as error:
             if _is_away(error):
                 raise TemporarilyUnavailable from error
@@ -285,26 +282,25 @@ class Database:
         is_ours = revision is not None and await asyncio.to_thread(can_serve, revision)
         return None if is_ours else "schema"
 
-    def hot(self, seconds: float = _ACQUIRE_TIMEOUT_SECONDS) -> AbstractAsyncContextManager[Connection]:
+    def hot(self) -> AbstractAsyncContextManager[Connection]:
         """A connection for a tool call, in autocommit: for functions, as no table shows a row here.
 
         Raises:
-            TemporarilyUnavailable: when none comes free in so many seconds, or the statement is not answered in time.
+            TemporarilyUnavailable: when none can be had, or the statement cannot be answered, in time.
         """
         assert self._pool is not None, "the database has not been opened"  # noqa: S101
-        return _Hot(self._pool, seconds)
+        return _Hot(self._pool)
 
     async def look_up(self, statement: str, *arguments: object) -> asyncpg.Record | None:
-        """The row that a function gives which is asked before anything else is done for a request.
+        """The row of a function that says who sends a request. It is asked before anything else is done.
 
-        It bounds its own time: a deadline around it would cost a timer more, where the driver has one anyway.
+        The driver keeps the time, as it does anyway: a deadline around this would be a timer more in each call.
 
         Raises:
-            TemporarilyUnavailable: when it is not there within `_LOOKUP_SECONDS`, the wait for a connection included.
+            TemporarilyUnavailable: as `hot`, and when the answer takes longer than `LOOKUP_SECONDS`.
         """
-        by = time.monotonic() + _LOOKUP_SECONDS
-        async with self.hot(_LOOKUP_SECONDS) as connection:
-            return await connection.fetchrow(statement, *arguments, timeout=by - time.monotonic())
+        async with self.hot() as connection:
+            return await connection.fetchrow(statement, *arguments, timeout=LOOKUP_SECONDS)
 
     @asynccontextmanager
     async def hot_transaction(self, organization_id: OrganizationId) -> AsyncIterator[Connection]:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.postgres.connections import Database, act_for
+from adapters.postgres.connections import LOOKUP_SECONDS, Database, act_for
 from adapters.postgres.people import known_as
 from adapters.postgres.sign_in import person
 from adapters.postgres.tables import (
@@ -27,7 +27,7 @@ from adapters.postgres.tables import (
     organizations,
 )
 from application.ports import Bearer, ServerDirectory, ServerListing, TokenListing
-from domain.errors import AlreadyExists, NotFound
+from domain.errors import AlreadyExists, NotFound, TemporarilyUnavailable
 from domain.sign_in import OidcProvider
 from domain.tenancy import AuthMode, Millis, OrganizationId, Server, ServerId, ServerKey, UserId
 
@@ -173,7 +173,8 @@ class PostgresServerDirectory:
         self._database = database
 
     async def server_at(self, *, slug: str | None, custom_domain: str | None) -> Server | None:
-        row = await self._database.look_up(_SERVER_AT, slug, custom_domain)
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(_SERVER_AT, slug, custom_domain)
         if row is None:
             return None
         return Server(
@@ -189,12 +190,21 @@ class RecentServers:
     """A `ServerDirectory` that remembers what another one said, unknown hosts included, for a short while.
 
     It takes the place of a query a call, and of one a request under a flood of made-up hosts. A server that is
-    created, renamed or removed is noticed within `max_age_seconds`.
+    created, renamed or removed is noticed within `max_age_seconds`. Who has waited for `max_wait_seconds` is told that
+    it is temporarily unavailable, and whoever asks next may find the answer there.
     """
 
-    def __init__(self, directory: ServerDirectory, *, max_age_seconds: float = 2.0, max_entries: int = 10_000) -> None:
+    def __init__(
+        self,
+        directory: ServerDirectory,
+        *,
+        max_age_seconds: float = 2.0,
+        max_wait_seconds: float = LOOKUP_SECONDS,
+        max_entries: int = 10_000,
+    ) -> None:
         self._directory = directory
         self._max_age_seconds = max_age_seconds
+        self._max_wait_seconds = max_wait_seconds
         self._max_entries = max_entries
         self._known: OrderedDict[tuple[str | None, str | None], tuple[float, Server | None]] = OrderedDict()
         self._asking: dict[tuple[str | None, str | None], asyncio.Task[Server | None]] = {}
@@ -205,10 +215,14 @@ class RecentServers:
         if known is not None and time.monotonic() - known[0] < self._max_age_seconds:
             return known[1]
         if host not in self._asking:
-            # One question however many wait for it; it outlives a caller who goes away.
+            # One question however many wait for it; it outlives a caller who goes away, and one who can wait no longer.
             self._asking[host] = task = asyncio.create_task(self._ask(host))
             task.add_done_callback(lambda task: self._answered(host, task))
-        return await asyncio.shield(self._asking[host])
+        try:
+            async with asyncio.timeout(self._max_wait_seconds):
+                return await asyncio.shield(self._asking[host])
+        except TimeoutError as error:
+            raise TemporarilyUnavailable from error
 
     def _answered(self, host: tuple[str | None, str | None], task: asyncio.Task[Server | None]) -> None:
         del self._asking[host]

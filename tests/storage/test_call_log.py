@@ -40,8 +40,8 @@ class UnheardDatabase(CountingDatabase):
     is_deaf = True
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
-        async with super().hot(*seconds) as connection:
+    async def hot(self) -> AsyncIterator[Any]:
+        async with super().hot() as connection:
             yield connection
             if self.is_deaf:
                 self.is_deaf = False
@@ -309,11 +309,11 @@ async def test_while_no_connection_can_be_had_a_batch_is_refused_at_once_and_lat
         attempts = 0
 
         @asynccontextmanager
-        async def hot(self, *seconds: float) -> AsyncIterator[Any]:
+        async def hot(self) -> AsyncIterator[Any]:
             if self.is_away:
                 self.attempts += 1
                 raise TemporarilyUnavailable from ConnectionRefusedError()
-            async with super().hot(*seconds) as connection:
+            async with super().hot() as connection:
                 yield connection
 
     async with AwayDatabase(Access(owner_url, assume_role=True)) as away:
@@ -333,11 +333,11 @@ async def test_the_database_going_away_in_the_midst_of_rows_ends_the_attempt_for
         attempts = 0
 
         @asynccontextmanager
-        async def hot(self, *seconds: float) -> AsyncIterator[Any]:
+        async def hot(self) -> AsyncIterator[Any]:
             self.attempts += 1
             if self.attempts > 4:
                 raise TemporarilyUnavailable from ConnectionRefusedError()
-            async with super().hot(*seconds) as connection:
+            async with super().hot() as connection:
                 yield connection
 
     async with FadingDatabase(Access(owner_url, assume_role=True)) as fading:

@@ -254,8 +254,8 @@ class HearingDatabase(Database):
     sent: dict[str, None]
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
-        async with super().hot(*seconds) as connection:
+    async def hot(self) -> AsyncIterator[Any]:
+        async with super().hot() as connection:
             with connection.query_logger(self._heard):
                 yield connection
 

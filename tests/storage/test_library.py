@@ -32,8 +32,8 @@ class HearingDatabase(Database):
     loaded: list[list[str]]
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
-        async with super().hot(*seconds) as connection:
+    async def hot(self) -> AsyncIterator[Any]:
+        async with super().hot() as connection:
             with connection.query_logger(self._heard):
                 yield connection
                 await asyncio.sleep(0)  # the driver tells of a statement in the next turn of the loop

@@ -347,9 +347,9 @@ class ExplainingDatabase(Database):
     statement some times; and those for its own arguments, unless it never has one."""
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
+    async def hot(self) -> AsyncIterator[Any]:
         ran: list[Any] = []
-        async with super().hot(*seconds) as connection:
+        async with super().hot() as connection:
             async with _taken_back(connection):
                 with connection.query_logger(ran.append):
                     yield connection
@@ -581,9 +581,9 @@ class ListeningDatabase(Database):
     asked: list[Any]
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
+    async def hot(self) -> AsyncIterator[Any]:
         self.asked = []
-        async with super().hot(*seconds) as connection:
+        async with super().hot() as connection:
             with connection.query_logger(self.asked.append):
                 yield connection
 

@@ -464,23 +464,11 @@ async def _visited(size: int, visits: list[_Visit], fails: list[bool]) -> None:
 
 
 async def test_a_look_up_is_given_up_after_its_own_time(single: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.postgres.connections._LOOKUP_SECONDS", 0.3)
     monkeypatch.setattr("adapters.postgres.connections._STATEMENT_TIMEOUT_SECONDS", 2 * PATIENCE_SECONDS)
+    monkeypatch.setattr("adapters.postgres.connections.LOOKUP_SECONDS", 0.1)
+    await _pid(single)
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(TemporarilyUnavailable) as refused:
             await single.look_up("select pg_sleep($1)", 600)
     assert isinstance(refused.value.__cause__, TimeoutError)
     assert single.connections()["calls"] == (0, 0)
-
-
-async def test_a_look_up_waits_for_a_connection_no_longer_than_its_own_time(
-    single: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adapters.postgres.connections._LOOKUP_SECONDS", 0.1)
-    async with single.hot():
-        patient = asyncio.create_task(_pid(single))
-        await _turns()
-        with pytest.raises(TemporarilyUnavailable):
-            await single.look_up("select 1")
-        assert not patient.done()
-    await patient

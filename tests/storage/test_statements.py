@@ -34,8 +34,8 @@ class CountingDatabase(Database):
     statements = 0
 
     @asynccontextmanager
-    async def hot(self, *seconds: float) -> AsyncIterator[Any]:
-        async with super().hot(*seconds) as connection:
+    async def hot(self) -> AsyncIterator[Any]:
+        async with super().hot() as connection:
 
             def count(_: object) -> None:
                 self.statements += 1
