@@ -277,7 +277,7 @@ class Gate:
         if is_away and message["method"] != "tools/call":
             raise away()
         server = site.server if site else None
-        arrival = Arrival(server, caller, headers.only(b"user-agent"), answer_by, message)
+        arrival = Arrival(server, caller, headers.only(b"user-agent"), answer_by, message, len(text))
         return arrival, _replay(text.encode(), receive)
 
     async def _caller(self, site: Site, scope: HTTPScope, headers: Headers, message: dict[str, Any] | None) -> Caller:

@@ -76,8 +76,10 @@ _tool_call_seconds = cache(metrics.tool_call_seconds.labels)
 # What clients said of themselves in calls that were in order, by revision; a few kinds of clients are all there are.
 _in_order: set[tuple[str, str]] = set()
 _MAX_IN_ORDER = 256
-_MAX_SAID_CHARS = 2_000
+_MAX_SHORT_CHARS = 4_000  # a call with the longest note there may be, and twice what clients say of themselves
 _USUAL_PARAMS = frozenset({"name", "arguments", "_meta"})
+# Of these the SDK's readers look at the first alone (MCP 2026-07-28, "_meta"; W3C Trace Context; W3C Baggage).
+_META_OF_ONE_CALL = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
 
 _T = TypeVar("_T")
 
@@ -98,6 +100,8 @@ class Arrival(NamedTuple):
     """The event loop's time by which the request must be answered."""
     message: Mapping[str, Any] | None = None
     """What the body says, where it has been read."""
+    length: int = 0
+    """How many characters the body has."""
 
 
 STATE_KEY = "cairn"
@@ -315,7 +319,8 @@ class McpEndpoint:
         """The answer, or `temporarily_unavailable` in time: whatever was committed then stays so, and the same call
         again is told so.
 
-        Neither uvicorn nor the SDK ends what a client no longer waits for: what has begun is finished and logged.
+        Neither uvicorn nor the SDK ends what a client no longer waits for: what has begun is finished and logged. Only
+        the end of a process ends calls, of those that outlast the time it is given.
         """
         began, label = time.perf_counter(), _label(call.tool)
         try:
@@ -516,7 +521,7 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
     if not isinstance(route, InboundModernRoute):
         return None
     params = message["params"]
-    if not _are_in_order(params, route.protocol_version):
+    if not _are_in_order(params, route.protocol_version, is_short=arrival.length <= _MAX_SHORT_CHARS):
         return None
     return _Call(
         id=message["id"],
@@ -527,23 +532,33 @@ def _plain_call(scope: Scope, arrival: Arrival) -> _Call | None:
     )
 
 
-def _are_in_order(params: Mapping[str, Any], revision: str) -> bool:
+def _are_in_order(params: Mapping[str, Any], revision: str, *, is_short: bool) -> bool:
     """Whether the SDK finds nothing wrong with the parameters of a call that names one of our tools.
 
-    A client says the same of itself (`_meta`) in each call, and to read that is a twentieth of an advance. Where it was
-    in order before, it is so beside any arguments.
+    A client says the same of itself in each call, and to read that is a twentieth of an advance. Where it was in order
+    before, it is so beside any arguments and whatever else differs from call to call. `is_short`: so that it may be
+    remembered.
     """
-    said = revision, repr(params.get("_meta"))  # unlike equality, this tells 1 from True and from 1.0
-    is_usual = params.keys() <= _USUAL_PARAMS and isinstance(params.get("arguments", {}), dict)
-    if is_usual and said in _in_order:
-        return True
+    said: tuple[str, str] | None = None
+    meta = params.get("_meta")
+    if (
+        is_short
+        and params.keys() <= _USUAL_PARAMS
+        and isinstance(params.get("arguments", {}), dict)
+        and isinstance(meta, dict)
+        and type(meta.get("progressToken", 0)) in (str, int)
+    ):
+        # A text, unlike equality, tells 1 from True and from 1.0.
+        said = revision, repr([member for member in meta.items() if member[0] not in _META_OF_ONE_CALL])
+        if said in _in_order:
+            return True
     try:
         # Two readers, as the SDK has: one takes what the revision knows, the other what any revision does.
         validate_client_request("tools/call", revision, params)
         types.CallToolRequestParams.model_validate(params, by_name=False)
     except ValueError:
         return False
-    if is_usual and len(said[1]) <= _MAX_SAID_CHARS:
+    if said is not None:
         if len(_in_order) >= _MAX_IN_ORDER:
             _in_order.clear()
         _in_order.add(said)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mcp_types.methods import validate_client_request
 
 from adapters.rate_limits import MemoryRateLimits
 from application.limits import Limit, rates
@@ -25,6 +26,7 @@ from application.visitors import Visitors
 from domain.errors import TemporarilyUnavailable
 from domain.tenancy import AuthMode, Millis, UserId, hash_of
 from entrypoints.http.gate import Gate
+from entrypoints.mcp import server
 from entrypoints.mcp.server import STATE_KEY, McpEndpoint
 from tests import fakes
 from tests.fakes_sign_in import MemoryVisitorStore
@@ -338,6 +340,62 @@ def test_so_are_several_in_a_row_each_with_several_such_things() -> None:
         asyncio.run(answered(asks))
 
     check()
+
+
+# ---------------------------------------------------------------------------------- what clients say of themselves
+
+
+@pytest.fixture
+def read_by_sdk(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The parameters that the SDK has read of plain calls, from now on."""
+    read: list[Any] = []
+
+    def validate(method: str, revision: str, params: Any) -> None:
+        read.append(params)
+        validate_client_request(method, revision, params)
+
+    monkeypatch.setattr(server, "validate_client_request", validate)
+    monkeypatch.setattr(server, "_in_order", set())
+    return read
+
+
+async def test_what_a_client_says_of_itself_is_read_once(memory: fakes.Memory, read_by_sdk: list[Any]) -> None:
+    trace = {"traceparent": "00-{0}-{0}-01", "tracestate": "a={0}", "baggage": "b={0}"}
+    async with _both(memory) as (side, _):
+        for number, ask in enumerate(_SOUND):
+            varied = {"progressToken": number, **{name: text.format(number) for name, text in trace.items()}}
+            await side.answer(replace(ask, meta=varied))
+            await side.answer(replace(ask, meta={"progressToken": str(number)}))
+            await side.answer(ask)
+        assert side.plain == 3 * len(_SOUND)
+        assert len(read_by_sdk) == 1
+        for number, meta in enumerate(
+            ({_CAPABILITIES: {"roots": {}}}, {_LOG_LEVEL: "debug"}, {"a/b": 1}, {"a/b": True})
+        ):
+            await side.answer(Ask(meta=meta))
+            await side.answer(Ask(meta=meta))
+            assert len(read_by_sdk) == 2 + number
+
+
+async def test_what_was_not_in_order_is_read_again_each_time(memory: fakes.Memory, read_by_sdk: list[Any]) -> None:
+    async with _both(memory) as (side, _):
+        for number in range(1, 4):
+            status, _, _, calls, _, _ = await side.answer(Ask(meta={_CAPABILITIES: 1}))
+            assert (status, calls, len(read_by_sdk)) == (400, [], number)
+
+
+async def test_no_more_is_remembered_of_clients_than_there_is_room_for(
+    memory: fakes.Memory, read_by_sdk: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MAX_IN_ORDER", 8)
+    async with _both(memory) as (side, _):
+        for number in range(20):
+            await side.answer(Ask(meta={"number": number}))
+            assert len(server._in_order) <= 8
+        before = set(server._in_order)
+        await side.answer(Ask(meta={"long": "x" * 4_000}))
+        assert server._in_order == before
+        assert len(read_by_sdk) == side.plain == 21
 
 
 # ------------------------------------------------------------------------------------------------------ faults
