@@ -126,9 +126,12 @@ class Traces:
         from opentelemetry.trace import SpanKind, get_current_span
 
         # Of the request, not of the span: that may have ended just now.
-        if not get_current_span().get_span_context().is_valid:
+        under_way = get_current_span()
+        if not under_way.get_span_context().is_valid:
             return
-        ended = time.time_ns()
+        # asyncpg tells of a statement one turn of the event loop after its end, and whoever waited for it may be done.
+        now = time.time_ns()
+        ended = min(now, getattr(under_way, "end_time", None) or now)
         span = self._tracer.start_span(
             _summary(record.query),
             kind=SpanKind.CLIENT,
