@@ -7,9 +7,11 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.patience import PATIENCE_SECONDS
 from tests.processes import Serving
 from tests.serving.conftest import call
 from tests.serving.raw import Connection, Reply, modern, request
@@ -89,11 +91,19 @@ async def closed_loop(url: str, contents: Sequence[bytes], clients: int, times: 
     return answers
 
 
+def _is_stopped(pid: int) -> bool:
+    """proc_pid_stat(5): the state stands behind the name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 async def burst(service: Serving, lines: Sequence[Line], contents: Sequence[bytes]) -> Answers:
     """A call on each line, all of which are there before the service looks at the first of them."""
     answers = Answers()
     os.kill(service.pid, signal.SIGSTOP)
     try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not _is_stopped(service.pid):  # noqa: ASYNC110  # on another core it may go on for a moment
+                await asyncio.sleep(0)
         for number, line in enumerate(lines):
             await line.send(contents[number % len(contents)])
     finally:
