@@ -64,8 +64,8 @@ async def test_beyond_capacity_the_service_sheds_and_takes_on_no_more_than_it_ca
     for each in (*loads, *bursts):
         assert each.others == []
         assert {reply.headers["retry-after"] for reply in each.sheds} <= {"1"}
-    # Not more than can soon be answered. More are it where the host is looked up anew in the midst of a burst, as it is
-    # every two seconds: who waits for that comes when the first have been answered.
+    # Not more than can soon be answered. Of a single burst a few more may be, where the host is looked up anew in the
+    # midst of it, as it is every two seconds: who waits for that can come when the first have been answered.
     assert median(accepted) <= _PLACES + _LINE
     for each in bursts:
         # Fewer where the line moves so slowly that who is last in it is refused.
